@@ -1,0 +1,11 @@
+// One function per public header of the core; each adds its part to the Python module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pipert::bindings {
+
+void bind_errors(pybind11::module_& m);
+void bind_device(pybind11::module_& m);
+
+}  // namespace pipert::bindings

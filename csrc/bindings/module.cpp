@@ -1,0 +1,9 @@
+#include "bindings/bindings.h"
+
+PYBIND11_MODULE(_core, m) {
+  using namespace pipert::bindings;
+  m.doc() = "The native core of pipert.";
+  m.attr("__version__") = PIPERT_VERSION;
+  bind_errors(m);
+  bind_device(m);
+}

@@ -1,0 +1,1 @@
+"""Plain-torch references of the kernels, the definition that each kernel is tested against."""

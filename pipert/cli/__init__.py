@@ -1,0 +1,50 @@
+"""The ``pipert`` command: one module per subcommand, each named after it.
+
+A module defines ``register(app)``, and imports what is heavy (torch, the native core) inside its command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from pipert.errors import PipertError
+from pipert.version import __version__
+
+COMMANDS: tuple[str, ...] = ()
+
+app = typer.Typer(
+    name="pipert",
+    help="A pipeline-parallel runtime in which the schedule is data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 1, never a stack trace."""
+    for name in COMMANDS:
+        importlib.import_module(f"pipert.cli.{name}").register(app)
+    try:
+        app()
+    except PipertError as error:
+        if os.environ.get("PIPERT_DEBUG"):
+            raise
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
