@@ -1,0 +1,298 @@
+"""The arithmetic that an engine and the reference must do alike, to the bit.
+
+How a batch is cut into microbatches, how random numbers are seeded, how losses are averaged, how copies of one
+parameter are summed, and how gradients are clipped. Whoever needs one of these calls it here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipert.errors import ConfigError
+
+LossReduction = Literal["microbatch", "token"]
+Copy = tuple[int, str]
+"""A parameter of the pipeline: its stage, and its name in the stage's module."""
+Tie = Sequence[Copy]
+"""Copies, on several stages, of one parameter."""
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+# Random numbers
+
+
+def op_seed(seed: int, step: int, stage: int, microbatch: int) -> int:
+    """Return the seed under which the forward of (``stage``, ``microbatch``) draws its random numbers in ``step``.
+
+    All four numbers are at least 0. The result is in [0, 2**64); its low 32 bits, all that torch's CPU generator uses,
+    are as well mixed as the others (SplitMix64: Steele, Lea and Flood, 2014).
+    """
+    return _mix(_step_seed(seed, step) + ((stage << 32) + microbatch + 1) * _GOLDEN)
+
+
+def seed_op(seed: int, step: int, stage: int, microbatch: int) -> None:
+    """Seed torch's default CPU generator for the forward of (``stage``, ``microbatch``), and of its loss."""
+    torch.default_generator.manual_seed(op_seed(seed, step, stage, microbatch))
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Give torch's default CPU generator its state back at the end."""
+    state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+@functools.lru_cache(maxsize=8)
+def _step_seed(seed: int, step: int) -> int:
+    return _mix(_mix(seed + _GOLDEN) + (step + 1) * _GOLDEN)
+
+
+def _mix(x: int) -> int:
+    x &= _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+# Microbatches
+
+
+def split_microbatches(batch: Any, num_microbatches: int) -> list[Any]:
+    """Cut a batch into ``num_microbatches`` microbatches.
+
+    Args:
+        batch: a tensor ``[N, ...]``, cut on dimension 0 into pieces whose sizes differ by at most one, the larger
+            first; a tuple of such tensors, each cut so; a list of ready microbatches (a tensor or a tuple of tensors
+            each, of any sizes); or None.
+        num_microbatches: at least 1.
+
+    Returns:
+        One entry per microbatch: a tensor, a tuple of tensors, whatever the list held, or None.
+
+    Raises:
+        ConfigError: the list has another length, or a tensor has fewer rows than there are microbatches.
+    """
+    if batch is None:
+        return [None] * num_microbatches
+    if isinstance(batch, Tensor):
+        return _split_tensor(batch, num_microbatches)
+    if isinstance(batch, list):
+        if len(batch) != num_microbatches:
+            raise ConfigError(f"the plan has {num_microbatches} microbatches, the list {len(batch)}")
+        return list(batch)
+    if isinstance(batch, tuple) and batch and all(isinstance(part, Tensor) for part in batch):
+        return list(zip(*(_split_tensor(part, num_microbatches) for part in batch), strict=True))
+    raise ConfigError(f"a batch is a tensor, a tuple of tensors, a list of microbatches or None, not {_kind(batch)}")
+
+
+def as_tensors(value: Any) -> tuple[Tensor, ...]:
+    """Make a tuple of a microbatch, or of what a module returned: one tensor, several, or none for None.
+
+    Raises:
+        ConfigError: there is something else than tensors in it.
+    """
+    if isinstance(value, Tensor):
+        return (value,)
+    if value is None:
+        return ()
+    if isinstance(value, (tuple, list)) and all(isinstance(part, Tensor) for part in value):
+        return tuple(value)
+    raise ConfigError(f"expected a tensor or a tuple of tensors, got {_kind(value)}")
+
+
+def _split_tensor(batch: Tensor, num_microbatches: int) -> list[Tensor]:
+    num_rows = batch.shape[0] if batch.dim() else 0
+    if num_rows < num_microbatches:
+        raise ConfigError(f"{num_rows} rows cannot be cut into {num_microbatches} microbatches")
+    return list(torch.tensor_split(batch, num_microbatches))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(sorted({type(part).__name__ for part in value})) or 'nothing'}"
+    return f"a {type(value).__name__}"
+
+
+# Losses
+
+
+@dataclass(frozen=True, slots=True)
+class MicrobatchLoss:
+    """The loss of one microbatch.
+
+    Attributes:
+        root: where the backward starts; a scalar.
+        root_grad: the gradient it starts with; a scalar.
+        value: the loss (``"microbatch"``) or the sum over its tokens (``"token"``), detached.
+        count: the number of its tokens, a scalar; 1 for ``"microbatch"``.
+    """
+
+    root: Tensor
+    root_grad: Tensor
+    value: Tensor
+    count: Tensor
+
+
+def microbatch_loss(
+    loss_fn: Callable[..., Any],
+    outputs: Sequence[Tensor],
+    target: Any,
+    reduction: LossReduction,
+    num_microbatches: int,
+) -> MicrobatchLoss:
+    """Call ``loss_fn(output, target)`` on the last stage's outputs (the tuple of them where there are several).
+
+    With ``reduction="microbatch"`` it returns the loss, a scalar, and the gradient is that of the mean over the
+    microbatches. With ``"token"`` it returns (sum, count): the gradient is that of the sum alone, because the number of
+    tokens of the later microbatches is not known yet; :func:`divide_gradients` does the rest at the end of the step.
+
+    Raises:
+        ConfigError: ``loss_fn`` returned something else.
+    """
+    result = loss_fn(outputs[0] if len(outputs) == 1 else tuple(outputs), target)
+    if reduction == "microbatch":
+        loss = _scalar(result, "loss_fn must return a scalar tensor, the loss")
+        root_grad = _mean_grad(num_microbatches, loss.dtype, loss.device)
+        return MicrobatchLoss(loss, root_grad, loss.detach(), _one(torch.int64, loss.device))
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise ConfigError(f"loss_fn must return (sum, count) with loss_reduction='token', it returned {_kind(result)}")
+    loss = _scalar(result[0], "loss_fn's sum must be a scalar tensor")
+    count = torch.as_tensor(result[1], device=loss.device).detach()
+    return MicrobatchLoss(loss, _one(loss.dtype, loss.device), loss.detach(), count)
+
+
+def check_reduction(reduction: str) -> LossReduction:
+    """``reduction`` itself, if it is one.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if reduction not in ("microbatch", "token"):
+        raise ConfigError(f"loss_reduction is 'microbatch' or 'token', not {reduction!r}")
+    return reduction  # type: ignore[return-value]
+
+
+def total_loss(losses: Sequence[MicrobatchLoss]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of the step, the loss of each microbatch ``[num_microbatches]``, and the number of tokens.
+
+    ``losses`` are in ascending microbatch order. The loss is the mean over microbatches, or over all tokens; both
+    are Σ value / Σ count, where no tokens at all count as one.
+    """
+    values = torch.stack([loss.value for loss in losses])
+    counts = torch.stack([loss.count for loss in losses])
+    count = counts.sum()
+    return values.sum() / count.clamp(min=1), values / counts.clamp(min=1), count
+
+
+def divide_gradients(parameters: Iterable[Tensor], num_tokens: Tensor | int) -> None:
+    """Divide the gradients of the step by its number of tokens, in place (``loss_reduction="token"``)."""
+    divisor = max(1, int(num_tokens))
+    for parameter in parameters:
+        gradient = gradient_of(parameter)
+        if gradient is not None:
+            gradient.div_(divisor)
+
+
+def _scalar(value: Any, message: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _kind(value)
+        raise ConfigError(f"{message}; it was {got}")
+    return value if value.dim() == 0 else value.reshape(())
+
+
+@functools.lru_cache(maxsize=32)
+def _mean_grad(num_microbatches: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _one(dtype, device) / num_microbatches  # a tensor's division: what (loss / m).backward() computes
+
+
+@functools.lru_cache(maxsize=32)
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones((), dtype=dtype, device=device)
+
+
+# Gradients at the end of a step
+
+
+def gradient_of(parameter: Tensor) -> Tensor | None:
+    """Return the accumulated gradient of a parameter: its ``main_grad`` where it has one, else its ``grad``."""
+    main_grad: Tensor | None = getattr(parameter, "main_grad", None)
+    return parameter.grad if main_grad is None else main_grad
+
+
+def tied_in_rank_order(tie: Tie, stage_ranks: Sequence[int]) -> list[Copy]:
+    """Return the copies of one parameter in the order in which their gradients are summed: by rank, then by stage."""
+    return sorted(tie, key=lambda copy: (stage_ranks[copy[0]], copy[0]))
+
+
+def sum_tied(gradients: Iterable[Tensor | None]) -> Tensor | None:
+    """Sum the copies' gradients in the given order (:func:`tied_in_rank_order`) into new memory.
+
+    None where no copy has one.
+    """
+    total: Tensor | None = None
+    for gradient in gradients:
+        if gradient is not None:
+            total = gradient.clone() if total is None else total.add_(gradient)
+    return total
+
+
+def model_order(parameter_names: Mapping[int, Iterable[str]], tied: Iterable[Tie] = ()) -> list[Copy]:
+    """Return the parameters of the global norm in its order: by stage, then as the module names them.
+
+    Args:
+        parameter_names: per stage, the names of the parameters that require grad, as ``named_parameters`` gives them.
+        tied: of each tie only the copy on the lowest stage counts.
+    """
+    later_copies = {copy for tie in tied for copy in sorted(tie)[1:]}
+    return [
+        (stage, name)
+        for stage in sorted(parameter_names)
+        for name in parameter_names[stage]
+        if (stage, name) not in later_copies
+    ]
+
+
+def gradient_norm(parameter: Tensor) -> Tensor:
+    """Return the 2-norm of one parameter's gradient; 0 where it has none. Scalar, fp32 at least."""
+    gradient = gradient_of(parameter)
+    if gradient is None:
+        return torch.zeros((), device=parameter.device)
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=dtype)
+    return norm
+
+
+def global_norm(norms: Sequence[Tensor]) -> Tensor:
+    """Return the 2-norm over all parameters, from each one's norm in :func:`model_order`; scalar.
+
+    The same bits as :func:`torch.nn.utils.clip_grad_norm_` computes from the same gradients.
+    """
+    if not norms:
+        return torch.zeros(())
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
+    return norm
+
+
+def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
+    """Return what every gradient is multiplied with so that the global norm is at most ``max_norm``; never above 1."""
+    return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+
+
+def clip_gradients(parameters: Iterable[Tensor], coefficient: Tensor) -> None:
+    """Multiply the gradients with the :func:`clip_coefficient`, in place."""
+    for parameter in parameters:
+        gradient = gradient_of(parameter)
+        if gradient is not None:
+            gradient.mul_(coefficient)
