@@ -1,0 +1,80 @@
+"""One instruction of a program or plan, and its text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pipert.errors import PlanError
+from pipert.ops import LaneKind, OpKind
+
+_NUMBER = r"(0|[1-9][0-9]{0,8})"
+_PLAIN = {kind.text: kind for kind in OpKind if kind is not OpKind.OVERLAP_F_B}
+_PLAIN_TEXT = re.compile(_NUMBER + f"({'|'.join(_PLAIN)})" + _NUMBER)
+_PAIR_TEXT = re.compile(rf"\(([^;()]*);([^;()]*)\){OpKind.OVERLAP_F_B.text}")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One op: what is done, on which stage, for which microbatch.
+
+    ``str(op)`` and :meth:`parse` are inverse to each other.
+
+    Attributes:
+        kind: the row of the op table.
+        stage: for a transfer the stage that produces (SEND) or consumes (RECV).
+        microbatch: its index, from 0.
+        parts: the two compute ops of an ``OVERLAP_F_B``, in the order in which they run; else empty.
+            The pair's own stage and microbatch are those of its first part.
+    """
+
+    kind: OpKind
+    stage: int
+    microbatch: int
+    parts: tuple[Op, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.stage < 0 or self.microbatch < 0:
+            raise PlanError(f"an op's stage and microbatch start at 0, not {self.stage} and {self.microbatch}")
+        if self.kind is OpKind.OVERLAP_F_B:
+            self._check_parts()
+        elif self.parts:
+            raise PlanError(f"only {OpKind.OVERLAP_F_B.text} has parts, {self} does not", op=str(self))
+
+    def _check_parts(self) -> None:
+        plain = [part.kind.lane is LaneKind.COMPUTE and not part.parts for part in self.parts]
+        if plain != [True, True]:
+            texts = ", ".join(map(str, self.parts)) or "none"
+            raise PlanError(f"{self.kind.text} needs two compute ops as its parts, not {texts}")
+        if (self.stage, self.microbatch) != (self.parts[0].stage, self.parts[0].microbatch):
+            raise PlanError(f"{self}: its stage and microbatch must be those of its first part", op=str(self))
+
+    @classmethod
+    def pair(cls, first: Op, second: Op) -> Op:
+        """Make the ``OVERLAP_F_B`` of two compute ops."""
+        return cls(OpKind.OVERLAP_F_B, first.stage, first.microbatch, (first, second))
+
+    @property
+    def unpacked(self) -> tuple[Op, ...]:
+        """The parts of a pair, or the op itself: what is computed, one by one."""
+        return self.parts or (self,)
+
+    def __str__(self) -> str:
+        if self.parts:
+            return f"({';'.join(map(str, self.parts))}){self.kind.text}"
+        return f"{self.stage}{self.kind.text}{self.microbatch}"
+
+    @classmethod
+    def parse(cls, text: str) -> Op:
+        """Read the op that ``text`` stands for, the whole of it: ``2F0``, ``3SEND_B1``, ``(2F3;5B1)OVERLAP_F_B``.
+
+        Raises:
+            PlanError: the text is no op; numbers have ASCII digits and no leading zeros.
+        """
+        pair = _PAIR_TEXT.fullmatch(text)
+        if pair:
+            return cls.pair(cls.parse(pair[1]), cls.parse(pair[2]))
+        plain = _PLAIN_TEXT.fullmatch(text)
+        if not plain:
+            raise PlanError(f"not an op: {text!r} (an op reads like 2F0, 3SEND_B1 or (2F3;5B1)OVERLAP_F_B)", op=text)
+        return cls(_PLAIN[plain[2]], int(plain[1]), int(plain[3]))

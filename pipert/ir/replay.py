@@ -1,0 +1,75 @@
+"""A program on an ideal clock: every op as early as its rank's order and its inputs allow, transfers for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipert.ir.op import Op
+from pipert.ir.program import Program
+from pipert.ops import OpKind
+
+UNIT_TIMES = {
+    OpKind.FORWARD: 1,
+    OpKind.RECOMPUTE: 1,
+    OpKind.INPUT_GRAD: 1,
+    OpKind.WEIGHT_GRAD: 1,
+    OpKind.BACKWARD: 2,
+}
+_MAKES_GRAD = (OpKind.BACKWARD, OpKind.INPUT_GRAD)
+
+Value = tuple[bool, int, int]
+"""What a stage makes of a microbatch: (is it a gradient, stage, microbatch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An op with the steps in which it runs: from ``start`` up to, not including, ``end``."""
+
+    op: Op
+    start: int
+    end: int
+
+
+def replay(program: Program) -> tuple[tuple[Timed, ...], ...]:
+    """Run ``program`` in unit times (F = I = W = R = 1, B = 2).
+
+    Returns:
+        For each rank its ops in order. Of a program that gets stuck, the ops that could run.
+    """
+    ready: dict[Value, int] = {}
+    rows: list[list[Timed]] = [[] for _ in program.ranks]
+    moved = True
+    while moved:
+        moved = False
+        for ops, row in zip(program.ranks, rows, strict=True):
+            for op in ops[len(row) :]:
+                needed = _needs(op, program.num_stages)
+                if not needed <= ready.keys():
+                    break
+                start = max([ready[value] for value in needed] + [row[-1].end if row else 0])
+                row.append(Timed(op, start, start + unit_time(op)))
+                ready.update(dict.fromkeys(_makes(op), row[-1].end))
+                moved = True
+    return tuple(map(tuple, rows))
+
+
+def unit_time(op: Op) -> int:
+    """Count the steps that an op takes; a pair takes as long as its parts."""
+    return sum(UNIT_TIMES[part.kind] for part in op.unpacked)
+
+
+def _makes(op: Op) -> set[Value]:
+    makers = (OpKind.FORWARD, *_MAKES_GRAD)
+    return {(part.kind in _MAKES_GRAD, part.stage, part.microbatch) for part in op.unpacked if part.kind in makers}
+
+
+def _needs(op: Op, num_stages: int) -> set[Value]:
+    needed: set[Value] = set()
+    for part in op.unpacked:
+        if part.kind is OpKind.FORWARD and part.stage > 0:
+            needed.add((False, part.stage - 1, part.microbatch))
+        if part.kind in _MAKES_GRAD:
+            needed.add((False, part.stage, part.microbatch))
+        if part.kind in _MAKES_GRAD and part.stage < num_stages - 1:
+            needed.add((True, part.stage + 1, part.microbatch))
+    return needed - _makes(op)

@@ -1,0 +1,14 @@
+"""Which rank holds which stage."""
+
+from __future__ import annotations
+
+
+def loop(num_ranks: int, num_chunks: int) -> tuple[int, ...]:
+    """Round and round: stage s on rank s mod p (Narayanan et al., arXiv 2104.04473, section 2.2)."""
+    return tuple(range(num_ranks)) * num_chunks
+
+
+def vee(num_ranks: int, num_chunks: int) -> tuple[int, ...]:
+    """Down and up again: 0 … p-1, p-1 … 0 (Qi et al., arXiv 2401.10241, section 6)."""
+    down = tuple(range(num_ranks))
+    return tuple(rank for chunk in range(num_chunks) for rank in (down if chunk % 2 == 0 else down[::-1]))

@@ -1,0 +1,100 @@
+"""The table of schedules."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipert.errors import ConfigError
+from pipert.ir import Op, Program
+from pipert.schedules import placement
+from pipert.schedules.gpipe import gpipe
+from pipert.schedules.interleaved import interleaved
+from pipert.schedules.one_f_one_b import one_f_one_b
+from pipert.schedules.zb_h1 import zb_h1
+from pipert.schedules.zb_v import zb_v
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One row of the table: how a schedule is made, and what it costs.
+
+    Attributes:
+        order: (rank, num_ranks, num_microbatches, num_chunks) → the rank's ops.
+        place: (num_ranks, num_chunks) → the rank of each stage.
+        num_chunks: stages per rank, unless the caller asks for another number.
+        chunks_vary: whether the caller may.
+        bubble: idle time of a rank; F, I, W are a rank's times for one microbatch, B = I + W.
+        peak: activations held by the fullest rank, in whole-rank microbatches.
+        paper: first author, title, section, arXiv id.
+    """
+
+    order: Callable[[int, int, int, int], list[Op]]
+    place: Callable[[int, int], tuple[int, ...]]
+    num_chunks: int
+    chunks_vary: bool
+    bubble: str
+    peak: str
+    paper: str
+
+
+SCHEDULES = {
+    "gpipe": Schedule(
+        gpipe, placement.loop, 1, False, "(p-1)(F+B)", "m", "Huang, GPipe, section 2.2, arXiv 1811.06965"
+    ),
+    "1f1b": Schedule(
+        one_f_one_b,
+        placement.loop,
+        1,
+        False,
+        "(p-1)(F+B)",
+        "p",
+        "Narayanan, PipeDream-Flush, section 3.2, arXiv 2006.09503",
+    ),
+    "interleaved": Schedule(
+        interleaved,
+        placement.loop,
+        2,
+        True,
+        "(p-1)(F+B)/v",
+        "p+(p-1)/v",
+        "Narayanan, Megatron-LM, section 2.2, arXiv 2104.04473",
+    ),
+    "zb-h1": Schedule(
+        zb_h1, placement.loop, 1, False, "(p-1)(F+I-W)", "p", "Qi, Zero Bubble, section 2.1, arXiv 2401.10241"
+    ),
+    "zb-v": Schedule(zb_v, placement.vee, 2, False, "0 at F=I=W", "p", "Qi, Zero Bubble, section 6, arXiv 2401.10241"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """List the schedules that :func:`build` knows."""
+    return tuple(SCHEDULES)
+
+
+def build(name: str, *, num_ranks: int, num_microbatches: int, num_chunks: int | None = None) -> Program:
+    """Make the program of a schedule.
+
+    Args:
+        name: one of :func:`names`.
+        num_ranks: p, at least 1.
+        num_microbatches: m, at least 1; it may be smaller than p.
+        num_chunks: stages per rank; the schedule's own number when None.
+
+    Raises:
+        ConfigError: an unknown name, or sizes that the schedule cannot have.
+    """
+    if name not in SCHEDULES:
+        close = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(SCHEDULES)}"
+        raise ConfigError(f"no schedule is called {name!r}; {hint}")
+    schedule = SCHEDULES[name]
+    chunks = schedule.num_chunks if num_chunks is None else num_chunks
+    for what, number in (("ranks", num_ranks), ("microbatches", num_microbatches), ("chunks", chunks)):
+        if number < 1:
+            raise ConfigError(f"{name} needs at least 1 of its {what}, not {number}")
+    if chunks != schedule.num_chunks and not schedule.chunks_vary:
+        raise ConfigError(f"{name} has {schedule.num_chunks} chunk(s) per rank, not {chunks}")
+    ranks = tuple(tuple(schedule.order(rank, num_ranks, num_microbatches, chunks)) for rank in range(num_ranks))
+    return Program(name, schedule.place(num_ranks, chunks), num_microbatches, ranks)
