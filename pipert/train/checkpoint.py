@@ -1,0 +1,152 @@
+"""Checkpoints: torch.distributed.checkpoint under the model's own parameter names.
+
+A checkpoint is a folder ``step-000060`` in the folder that ``--save`` names. It knows nothing of ranks, stages or
+schedules, so any other pipeline resumes it. It is written beside its place and moved there when it is whole, so what
+was saved before is never damaged. (Torch reads it with pickle: resume only from checkpoints that you trust.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipert.errors import ConfigError
+from pipert.train.optim import AdamW
+
+_ABOUT = "pipert.json"
+State = dict[str, dict[str, Tensor]]
+
+
+def save(folder: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of ``step`` finished steps; every rank calls this, each with its own stages' optimizer.
+
+    Args:
+        about: what must be the same when it is resumed, e.g. the model's shape.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    from torch.distributed.checkpoint import state_dict_saver
+
+    final = folder / f"step-{step:06d}"
+    partial = folder / f".{final.name}.partial"
+    if _is_leader():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    _barrier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without a process group torch warns that it saves from one process
+        state_dict_saver.save(_state(optimizer), checkpoint_id=partial, no_dist=not dist.is_initialized())
+    if _is_leader():
+        (partial / _ABOUT).write_text(json.dumps({"step": step, **about}, indent=1))
+        _replace(partial, final)
+    _barrier()
+    return final
+
+
+def find(folder: Path) -> Path:
+    """Return the newest checkpoint in a folder, or the folder if it is one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if (folder / _ABOUT).exists():
+        return folder
+    found = sorted(path for path in folder.glob("step-*") if (path / _ABOUT).exists())
+    if not found:
+        raise ConfigError(f"--resume {folder}: no checkpoint there")
+    return found[-1]
+
+
+def read_step(checkpoint: Path, about: Mapping[str, Any]) -> int:
+    """Return how many steps the checkpoint has finished.
+
+    Raises:
+        ConfigError: it is damaged, or was made by a run that differs in ``about``.
+    """
+    try:
+        found = json.loads((checkpoint / _ABOUT).read_text())
+        step = int(found.pop("step"))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"the checkpoint {checkpoint} is damaged: {error}") from error
+    for name, value in about.items():
+        if found.get(name) != value:
+            raise ConfigError(
+                f"the checkpoint {checkpoint} was made with {name} {found.get(name)}, this run has {value}"
+            )
+    return step
+
+
+def load(checkpoint: Path, optimizer: AdamW) -> None:
+    """Fill the optimizer's state and the model's parameters; every rank calls this.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or lacks a parameter.
+    """
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    state = _state(optimizer)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
+    except (CheckpointException, OSError) as error:
+        raise ConfigError(f"the checkpoint {checkpoint} cannot be read: {error}") from error
+    _fill(optimizer, state)
+
+
+def _state(optimizer: AdamW) -> State:
+    """Name the tensors of a checkpoint; copies of one parameter (tied) have one name and one value."""
+    state: State = {"model": {}, "master": {}, "exp_avg": {}, "exp_avg_sq": {}, "num_updates": {}}
+    for (stage, name), parameter in optimizer.model_parameters.items():
+        master = optimizer.masters[stage, name]
+        slots = optimizer.state[master]
+        state["model"][name] = parameter.detach()
+        if master is not parameter:
+            state["master"][name] = master
+        state["exp_avg"][name] = slots["exp_avg"]
+        state["exp_avg_sq"][name] = slots["exp_avg_sq"]
+        state["num_updates"][name] = slots["step"]
+    return state
+
+
+@torch.no_grad()
+def _fill(optimizer: AdamW, state: State) -> None:
+    for (stage, name), parameter in optimizer.model_parameters.items():
+        master = optimizer.masters[stage, name]
+        slots = optimizer.state[master]
+        parameter.copy_(state["model"][name])
+        if master is not parameter:
+            master.copy_(state["master"][name])
+        slots["exp_avg"].copy_(state["exp_avg"][name])
+        slots["exp_avg_sq"].copy_(state["exp_avg_sq"][name])
+        slots["step"].copy_(state["num_updates"][name])
+
+
+def _replace(partial: Path, final: Path) -> None:
+    """Move ``partial`` to ``final``; an older checkpoint of the same step is kept until the new one is in place."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(partial, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_leader() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,94 @@
+"""What a training run is told: one frozen value, checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipert.errors import ConfigError
+
+VOCAB_SIZE = 256  # the model reads bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of the model. It says nothing about stages: any cut of the layers is the same model."""
+
+    num_layers: int = 8
+    dim: int = 128
+    num_heads: int = 4
+    seq_len: int = 128
+    positions: str = "rotary"
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "dim", "num_heads", "seq_len"):
+            _at_least_one(name, getattr(self, name))
+        if self.positions not in ("rotary", "learned"):
+            raise ConfigError(f"positions must be 'rotary' or 'learned', not {self.positions!r}")
+        if self.dim % self.num_heads:
+            raise ConfigError(f"dim {self.dim} does not divide into {self.num_heads} heads")
+        if self.positions == "rotary" and self.dim // self.num_heads % 2:
+            raise ConfigError(
+                f"rotary positions turn pairs: dim {self.dim} / {self.num_heads} heads = "
+                f"{self.dim // self.num_heads} is odd"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One run of ``pipert train``.
+
+    ``batch_size`` counts the sequences of one microbatch. ``ranks`` and ``microbatches`` are None where the plan file
+    or torchrun decides. ``timed`` is the text of the costs that replace the model (``F=8,I=8,W=8``, in ms).
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    schedule: str = "zb-v"
+    ranks: int | None = None
+    microbatches: int | None = None
+    chunks: int | None = None
+    plan: Path | None = None
+    batch_size: int = 2
+    steps: int = 100
+    seed: int = 0
+    lr: float = 3e-3
+    warmup: int = 10
+    clip: float = 1.0
+    dtype: str = "fp32"
+    recompute: bool = False
+    data: Path | None = None
+    save: Path | None = None
+    save_every: int = 0
+    resume: Path | None = None
+    verify: bool = False
+    timed: str | None = None
+    name: str | None = None
+    runs: Path = Path("runs")
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "microbatches", "chunks"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+        _at_least_one("batch_size", self.batch_size)
+        _at_least_one("steps", self.steps)
+        for name in ("warmup", "save_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be a positive number, not {getattr(self, name)}")
+        if self.dtype not in ("fp32", "bf16"):
+            raise ConfigError(f"dtype must be 'fp32' or 'bf16', not {self.dtype!r}")
+        if self.timed is not None and (self.verify or self.save or self.resume):
+            raise ConfigError("--timed trains nothing: leave out --verify, --save and --resume")
+        if self.save_every and self.save is None:
+            raise ConfigError("--save-every needs --save DIR")
+        if self.name is not None and (not self.name or "/" in self.name or self.name in (".", "..", "latest")):
+            raise ConfigError(f"--name must be the name of a new folder, not {self.name!r}")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1, not {value}")
