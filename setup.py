@@ -1,7 +1,7 @@
 """Builds csrc/ with CMake into pipert/_core: with CUDA where nvcc works, host-only elsewhere.
 
-Environment: PIPERT_CUDA=OFF builds host-only even where nvcc is there; PIPERT_BUILD_TYPE (Release);
-CMAKE_ARGS is passed on to CMake.
+Environment: PIPERT_CUDA=OFF builds host-only even where nvcc is there, ON insists on CUDA; PIPERT_BUILD_TYPE (Release);
+PIPERT_BUILD_DIR, a folder that is kept, so that the next build is incremental; CMAKE_ARGS is passed on to CMake.
 """
 
 import os
@@ -26,7 +26,7 @@ class CMakeBuild(build_ext):
         import pybind11
 
         output = pathlib.Path(self.get_ext_fullpath(ext.name)).resolve()
-        build_dir = pathlib.Path(self.build_temp).resolve()
+        build_dir = pathlib.Path(os.environ.get("PIPERT_BUILD_DIR", self.build_temp)).resolve()
         build_dir.mkdir(parents=True, exist_ok=True)
         generator = ["-GNinja"] if shutil.which("ninja") else []
         configure = [

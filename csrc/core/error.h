@@ -27,11 +27,11 @@ class Error : public std::runtime_error {
   ErrorContext context_;
 };
 
-#define PIPERT_DEFINE_ERROR(Name, Base)                                   \
-  class Name : public Base {                                              \
-   public:                                                                \
-    using Base::Base;                                                     \
-    const char* python_name() const noexcept override { return #Name; }   \
+#define PIPERT_DEFINE_ERROR(Name, Base)                                 \
+  class Name : public Base {                                            \
+   public:                                                              \
+    using Base::Base;                                                   \
+    const char* python_name() const noexcept override { return #Name; } \
   }
 
 PIPERT_DEFINE_ERROR(ConfigError, Error);
@@ -49,10 +49,10 @@ namespace detail {
 }
 
 // A condition that only a bug in pipert can break.
-#define PIPERT_CHECK(condition, message)                                            \
-  do {                                                                              \
-    if (!(condition)) [[unlikely]]                                                  \
-      ::pipert::detail::fail_check(__FILE__, __LINE__, #condition, (message));      \
+#define PIPERT_CHECK(condition, message)                                       \
+  do {                                                                         \
+    if (!(condition)) [[unlikely]]                                             \
+      ::pipert::detail::fail_check(__FILE__, __LINE__, #condition, (message)); \
   } while (false)
 
 }  // namespace pipert

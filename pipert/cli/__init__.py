@@ -11,11 +11,12 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from pipert.errors import PipertError
 from pipert.version import __version__
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("doctor",)
 
 app = typer.Typer(
     name="pipert",
@@ -43,7 +44,7 @@ def main() -> None:
     except PipertError as error:
         if os.environ.get("PIPERT_DEBUG"):
             raise
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

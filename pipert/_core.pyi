@@ -1,0 +1,6 @@
+"""The native core: plans, simulator, executor and channels. `make lint` checks this file against the module."""
+
+__version__: str
+
+def built_with_cuda() -> bool: ...
+def cuda_device_count() -> int: ...

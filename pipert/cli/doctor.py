@@ -1,0 +1,113 @@
+"""``pipert doctor``: what is there, what is missing, and what that costs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipert.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that pipert can use: what was found (None: missing), and what its absence costs."""
+
+    name: str
+    found: str | None
+    cost: str
+    required: bool = False
+
+
+def _package(name: str, cost: str, *, distributions: tuple[str, ...] = (), required: bool = False) -> Finding:
+    for distribution in distributions or (name,):
+        try:
+            return Finding(name, importlib.metadata.version(distribution), cost, required)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Finding(name, None, cost, required)
+
+
+def _program(name: str, cost: str) -> Finding:
+    return Finding(name, shutil.which(name), cost)
+
+
+def _native() -> tuple[Finding, Finding, Finding]:
+    core = backend = devices = None
+    try:
+        from pipert import _core
+
+        core = _core.__version__
+        backend = "built in" if _core.built_with_cuda() else None
+        count = _core.cuda_device_count()
+        devices = str(count) if count else None
+    except ImportError:
+        pass
+    return (
+        Finding("native core", core, "nothing can be checked, simulated or run: pip install -e .", required=True),
+        Finding("CUDA backend", backend, "host memory only: install nvcc and build again"),
+        Finding("CUDA devices", devices, "ranks compute on the CPU"),
+    )
+
+
+def _cores() -> Finding:
+    count = len(os.sched_getaffinity(0))
+    return Finding("CPU cores", str(count), "with fewer cores than ranks, waits sleep and do not spin")
+
+
+def examine() -> tuple[Finding, ...]:
+    """Look for everything that pipert can use; imports neither torch nor any of the extras."""
+    return (
+        Finding("pipert", __version__, "", required=True),
+        Finding("Python", platform.python_version(), "", required=True),
+        *_native(),
+        _cores(),
+        _package("torch", "plans can be made, checked and simulated, not run", required=True),
+        _package("numpy", "Triton's interpreter and torch's NumPy bridge do not work"),
+        _package("triton", "kernels run as their plain-torch references: pip install 'pipert[cuda]'"),
+        _package(
+            "cupy",
+            "no CuPy views of device memory: pip install 'pipert[cuda]'",
+            distributions=("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+        ),
+        _package("ortools", "no solved schedules: pip install 'pipert[solve]'"),
+        _package("megatron-core", "no Megatron drop-in: pip install 'pipert[megatron]'"),
+        _package("pytest-benchmark", "`make bench` does not run: pip install 'pipert[dev]'"),
+        _program("nvcc", "no CUDA backend can be built"),
+        _program("nsys", "profiles come from pipert's own trace"),
+    )
+
+
+def _table(findings: tuple[Finding, ...]) -> Table:
+    table = Table("", "found", "what its absence costs", box=None)
+    for finding in findings:
+        if finding.found is not None:
+            table.add_row(finding.name, f"[green]{finding.found}[/]", "")
+        else:
+            colour = "red" if finding.required else "yellow"
+            table.add_row(finding.name, f"[{colour}]missing[/]", escape(finding.cost))
+    return table
+
+
+def doctor(as_json: bool = typer.Option(False, "--json", help="Print the findings as JSON.")) -> None:
+    """Show what is there, what is missing, and what that costs; exit 1 if pipert cannot run without it."""
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        Console(highlight=False).print(_table(findings))
+    if any(finding.required and finding.found is None for finding in findings):
+        raise typer.Exit(1)
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``doctor`` to the command line."""
+    app.command()(doctor)
