@@ -1,0 +1,7 @@
+"""Passes: a program in, a program out (or an error), nothing changed."""
+
+from pipert.passes.recompute import recompute
+from pipert.passes.split_backward import split_backward
+from pipert.passes.validate import validate
+
+__all__ = ["recompute", "split_backward", "validate"]

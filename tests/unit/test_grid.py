@@ -1,0 +1,59 @@
+"""The grid that print(program) shows."""
+
+from __future__ import annotations
+
+from pipert import schedules
+from pipert.ir import Op, Program
+from pipert.ir.grid import grid
+
+
+def program(*rows: str, stage_ranks: tuple[int, ...], num_microbatches: int = 2) -> Program:
+    ranks = tuple(tuple(map(Op.parse, row.split())) for row in rows)
+    return Program("mine", stage_ranks, num_microbatches, ranks)
+
+
+def test_one_row_per_rank_and_one_column_per_step() -> None:
+    assert str(schedules.build("1f1b", num_ranks=2, num_microbatches=3)).splitlines() == [
+        "1f1b: 2 ranks, 2 stages, 3 microbatches; 12 steps at F = I = W = 1, B = 2",
+        "0 F0 F1 .  .  B0--- F2 B1--- .  B2---",
+        "1 .  F0 B0--- F1 B1--- F2 B2--- .  .",
+    ]
+
+
+def test_stages_are_named_where_a_rank_holds_several() -> None:
+    assert str(schedules.build("zb-v", num_ranks=2, num_microbatches=1)).splitlines()[1:] == [
+        "0 0F0 .   .   3F0 3I0 3W0 .   .   0I0 0W0",
+        "1 .   1F0 2F0 .   .   2I0 2W0 1I0 1W0 .",
+    ]
+
+
+def test_pairs_take_the_time_of_their_parts() -> None:
+    rows = program("0F0 (0F1;0B0)OVERLAP_F_B 0B1", "1F0 1B0 1F1 1B1", stage_ranks=(0, 1))
+    assert str(rows).splitlines()[1:] == [
+        "0 F0 .  .  .  F1+B0--- .  .  .  B1---",
+        "1 .  F0 B0--- .  .  .  F1 B1--- .  .",
+    ]
+
+
+def test_a_wide_program_is_cut_with_a_note_unless_asked_for_whole() -> None:
+    wide = schedules.build("zb-v", num_ranks=12, num_microbatches=40)
+    lines = grid(wide).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[-1] == "(the first 16 of 251 steps)"
+    whole = grid(wide, width=None).splitlines()
+    assert len(whole) == 13
+    assert all(full.startswith(cut) for full, cut in zip(whole[1:], lines[1:-1], strict=True))
+
+
+def test_a_program_that_gets_stuck_shows_where() -> None:
+    lines = str(program("0F0 0B0 0F1 0B1", "1F1 1F0 1B0 1B1", stage_ranks=(0, 1))).splitlines()
+    assert lines[1:] == [
+        "0 F0",
+        "1 .",
+        "stuck: rank 0 waits at 0B0, 3 of its 4 ops left",
+        "stuck: rank 1 waits at 1F1, 4 of its 4 ops left",
+    ]
+
+
+def test_a_program_without_ops_is_a_title_and_empty_rows() -> None:
+    assert str(program("", stage_ranks=(0,))).splitlines()[1:] == ["0"]
