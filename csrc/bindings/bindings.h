@@ -7,5 +7,6 @@ namespace pipert::bindings {
 
 void bind_errors(pybind11::module_& m);
 void bind_device(pybind11::module_& m);
+void bind_plan(pybind11::module_& m);
 
 }  // namespace pipert::bindings

@@ -6,4 +6,5 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = PIPERT_VERSION;
   bind_errors(m);
   bind_device(m);
+  bind_plan(m);
 }

@@ -1,0 +1,70 @@
+// The op table's C++ side: the enums, their texts and each kind's lane, generated from pipert/ops.py.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace pipert {
+
+enum class LaneKind : uint8_t {
+#define PIPERT_LANE_KIND(name, text) name,
+#define PIPERT_OP_KIND(name, text, lane)
+#include "op_kinds.inc"
+#undef PIPERT_OP_KIND
+#undef PIPERT_LANE_KIND
+};
+
+enum class OpKind : uint8_t {
+#define PIPERT_LANE_KIND(name, text)
+#define PIPERT_OP_KIND(name, text, lane) name,
+#include "op_kinds.inc"
+#undef PIPERT_OP_KIND
+#undef PIPERT_LANE_KIND
+};
+
+struct LaneKindRow {
+  LaneKind kind;
+  std::string_view text;
+};
+
+struct OpKindRow {
+  OpKind kind;
+  std::string_view text;
+  LaneKind lane;
+};
+
+inline constexpr auto lane_kind_table = std::to_array<LaneKindRow>({
+#define PIPERT_LANE_KIND(name, text) {LaneKind::name, text},
+#define PIPERT_OP_KIND(name, text, lane)
+#include "op_kinds.inc"
+#undef PIPERT_OP_KIND
+#undef PIPERT_LANE_KIND
+});
+
+inline constexpr auto op_kind_table = std::to_array<OpKindRow>({
+#define PIPERT_LANE_KIND(name, text)
+#define PIPERT_OP_KIND(name, text, lane) {OpKind::name, text, LaneKind::lane},
+#include "op_kinds.inc"
+#undef PIPERT_OP_KIND
+#undef PIPERT_LANE_KIND
+});
+
+constexpr std::string_view text_of(LaneKind kind) { return lane_kind_table[static_cast<size_t>(kind)].text; }
+constexpr std::string_view text_of(OpKind kind) { return op_kind_table[static_cast<size_t>(kind)].text; }
+constexpr LaneKind lane_of(OpKind kind) { return op_kind_table[static_cast<size_t>(kind)].lane; }
+
+constexpr std::optional<LaneKind> find_lane_kind(std::string_view text) {
+  for (const LaneKindRow& row : lane_kind_table)
+    if (row.text == text) return row.kind;
+  return std::nullopt;
+}
+
+constexpr std::optional<OpKind> find_op_kind(std::string_view text) {
+  for (const OpKindRow& row : op_kind_table)
+    if (row.text == text) return row.kind;
+  return std::nullopt;
+}
+
+}  // namespace pipert
