@@ -1,6 +1,6 @@
 """Interleaved 1F1B: every rank holds v chunks and goes through them in groups of p microbatches.
 
-Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", section 2.2,
+Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", section 2.2.2,
 arXiv 2104.04473. The order and the warm-up are Megatron's.
 """
 

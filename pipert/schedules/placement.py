@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def loop(num_ranks: int, num_chunks: int) -> tuple[int, ...]:
-    """Round and round: stage s on rank s mod p (Narayanan et al., arXiv 2104.04473, section 2.2)."""
+    """Round and round: stage s on rank s mod p (Narayanan et al., arXiv 2104.04473, section 2.2.2)."""
     return tuple(range(num_ranks)) * num_chunks
 
 

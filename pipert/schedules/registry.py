@@ -23,48 +23,61 @@ class Schedule:
     Attributes:
         order: (rank, num_ranks, num_microbatches, num_chunks) → the rank's ops.
         place: (num_ranks, num_chunks) → the rank of each stage.
+        bubble: idle time of a rank, when m >= p; F, I, W are a rank's times for one microbatch, B = I + W.
+        peak: activations held by the fullest rank, in whole-rank microbatches, each from its F to its B or W.
+        paper: arXiv id and section; the generator's file gives the title.
         num_chunks: stages per rank, unless the caller asks for another number.
         chunks_vary: whether the caller may.
-        bubble: idle time of a rank; F, I, W are a rank's times for one microbatch, B = I + W.
-        peak: activations held by the fullest rank, in whole-rank microbatches.
-        paper: first author, title, section, arXiv id.
     """
 
     order: Callable[[int, int, int, int], list[Op]]
     place: Callable[[int, int], tuple[int, ...]]
-    num_chunks: int
-    chunks_vary: bool
     bubble: str
     peak: str
     paper: str
+    num_chunks: int = 1
+    chunks_vary: bool = False
 
 
 SCHEDULES = {
     "gpipe": Schedule(
-        gpipe, placement.loop, 1, False, "(p-1)(F+B)", "m", "Huang, GPipe, section 2.2, arXiv 1811.06965"
+        order=gpipe,
+        place=placement.loop,
+        bubble="(p-1)(F+B)",
+        peak="m",
+        paper="arXiv 1811.06965, section 2.2",
     ),
     "1f1b": Schedule(
-        one_f_one_b,
-        placement.loop,
-        1,
-        False,
-        "(p-1)(F+B)",
-        "p",
-        "Narayanan, PipeDream-Flush, section 3.2, arXiv 2006.09503",
+        order=one_f_one_b,
+        place=placement.loop,
+        bubble="(p-1)(F+B)",
+        peak="p",
+        paper="arXiv 2006.09503, section 3.2",
     ),
     "interleaved": Schedule(
-        interleaved,
-        placement.loop,
-        2,
-        True,
-        "(p-1)(F+B)/v",
-        "p+(p-1)/v",
-        "Narayanan, Megatron-LM, section 2.2, arXiv 2104.04473",
+        order=interleaved,
+        place=placement.loop,
+        num_chunks=2,
+        chunks_vary=True,
+        bubble="(p-1)(F+B)/v",
+        peak="p+(p-1)/v",
+        paper="arXiv 2104.04473, section 2.2.2",
     ),
     "zb-h1": Schedule(
-        zb_h1, placement.loop, 1, False, "(p-1)(F+I-W)", "p", "Qi, Zero Bubble, section 2.1, arXiv 2401.10241"
+        order=zb_h1,
+        place=placement.loop,
+        bubble="(p-1)(F+I-W)",
+        peak="p",
+        paper="arXiv 2401.10241, section 2.1",
     ),
-    "zb-v": Schedule(zb_v, placement.vee, 2, False, "0 at F=I=W", "p", "Qi, Zero Bubble, section 6, arXiv 2401.10241"),
+    "zb-v": Schedule(
+        order=zb_v,
+        place=placement.vee,
+        num_chunks=2,
+        bubble="0 at F=I=W",
+        peak="p",
+        paper="arXiv 2401.10241, section 6",
+    ),
 }
 
 
