@@ -74,7 +74,7 @@ class _Work:
         self.num_stages = program.num_stages
         self.num_microbatches = program.num_microbatches
         self.num_keys = program.num_stages * program.num_microbatches
-        self.forward_only = all(op.kind is _FORWARD for ops in program.ranks for op in ops)
+        self.forward_only = all(part.kind is _FORWARD for ops in program.ranks for op in ops for part in op.unpacked)
         self.text: list[str] = []
         self.reads: list[list[int]] = []  # transfers
         self.makes: list[list[int]] = []  # transfers, in order
@@ -94,7 +94,7 @@ class _Work:
         reads: list[int] = []
         makes: list[int] = []
         ends: list[int] = []
-        for part in op.parts or (op,):
+        for part in op.unpacked:
             kind, stage, microbatch = part.kind, part.stage, part.microbatch
             key = stage * num_microbatches + microbatch
             if kind is _WEIGHT_GRAD or kind is _BACKWARD or (kind is _FORWARD and self.forward_only):

@@ -180,7 +180,8 @@ class Plan:
         """Read and verify a plan that :meth:`save` wrote.
 
         Raises:
-            PlanError: the file is no plan file, of another version, changed, or holds no valid plan.
+            ConfigError: the file cannot be read.
+            PlanError: it is no plan file, of another version, changed, or holds no valid plan.
         """
         from pipert.planfile import load
 

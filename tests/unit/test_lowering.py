@@ -90,7 +90,7 @@ def test_recv_depth_must_be_positive():
 
 @pytest.mark.parametrize("name", schedules.names())
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("recv_depth", [1, 2, 4])
+@pytest.mark.parametrize("recv_depth", [2, 4])
 def test_every_schedule_compiles(name, num_ranks, recv_depth):
     program = schedules.build(name, num_ranks=num_ranks, num_microbatches=2 * num_ranks)
     plan = pipert.compile(program, recv_depth=recv_depth)
