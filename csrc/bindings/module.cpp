@@ -7,4 +7,6 @@ PYBIND11_MODULE(_core, m) {
   bind_errors(m);
   bind_device(m);
   bind_plan(m);
+  bind_transport(m);
+  bind_executor(m);
 }

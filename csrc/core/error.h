@@ -10,9 +10,9 @@ namespace pipert {
 
 // What an error is about; each part is optional.
 struct ErrorContext {
-  std::optional<int> rank;
-  std::string op;  // op text, empty if none
-  std::optional<long long> step;
+  std::optional<int> rank = {};
+  std::string op = {};  // op text, empty if none
+  std::optional<long long> step = {};
 };
 
 class Error : public std::runtime_error {

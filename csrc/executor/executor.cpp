@@ -1,0 +1,435 @@
+#include "executor/executor.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/clock.h"
+#include "core/error.h"
+
+namespace pipert {
+namespace {
+
+constexpr int64_t kSliceNs = 50'000'000;
+
+// Pauses the host for the time of a wait.
+class Paused {
+ public:
+  explicit Paused(ComputeHost& host) : host_(host) { host_.pause(); }
+  ~Paused() {
+    if (paused_) host_.resume();
+  }
+  void check_signals() {
+    paused_ = false;
+    host_.resume();
+    host_.check_signals();
+    host_.pause();
+    paused_ = true;
+  }
+
+ private:
+  ComputeHost& host_;
+  bool paused_ = true;
+};
+
+}  // namespace
+
+Executor::Executor(std::shared_ptr<const Plan> plan, std::shared_ptr<Channels> channels, std::vector<int32_t> ranks,
+                   ExecutorOptions options)
+    : plan_(std::move(plan)), channels_(std::move(channels)), options_(options), compute_(plan_->num_ranks) {
+  if (channels_->topology().fingerprint != plan_->fingerprint) {
+    throw ConfigError("the channels were made for another plan");
+  }
+  std::sort(ranks.begin(), ranks.end());
+  for (int32_t rank = 0, index = 0; rank < plan_->num_ranks; ++rank) {
+    const bool named = index < static_cast<int32_t>(ranks.size()) && ranks[index] == rank;
+    if (named != channels_->serves(rank)) {
+      throw ConfigError("rank " + std::to_string(rank) + (named ? " is not served by" : " is missing, but served by") +
+                        " these channels");
+    }
+    index += named;
+    if (rank == plan_->num_ranks - 1 && index != static_cast<int32_t>(ranks.size())) {
+      throw ConfigError("the list of ranks names one twice, or one that the plan does not have");
+    }
+  }
+  if (!channels_->claim()) throw ConfigError("these channels are closed, or another executor uses them");
+  try {
+    build_lanes(ranks);
+  } catch (...) {
+    channels_->release();
+    throw;
+  }
+}
+
+Executor::~Executor() {
+  send_lanes_.clear();  // joins their threads
+  channels_->release();
+}
+
+// Phase 1: records and compute ops. Phase 2: receiving lanes, without dependencies. Phase 3: sending lanes, whose
+// threads start at once but find nothing to do before the first step. Phase 4: who has to be told when an op finishes.
+void Executor::build_lanes(const std::vector<int32_t>& ranks) {
+  const Plan& plan = *plan_;
+  const auto mine = [&](int32_t rank) { return std::binary_search(ranks.begin(), ranks.end(), rank); };
+  places_.resize(plan.num_ops());
+
+  std::vector<int32_t> record_of(plan.num_ops(), -1);
+  for (int32_t op = 0; op < plan.num_ops(); ++op) {
+    if (!mine(plan.rank_of(op))) continue;
+    record_of[op] = static_cast<int32_t>(records_.size());
+    records_.push_back({.op = static_cast<uint32_t>(op), .lane = static_cast<uint32_t>(plan.op_lane[op])});
+  }
+  for (size_t index = 0; index < plan.lanes.size(); ++index) {
+    const Lane& lane = plan.lanes[index];
+    if (lane.kind != LaneKind::COMPUTE) continue;
+    if (compute_[lane.rank].ops_per_step != 0) {
+      throw PlanError("rank " + std::to_string(lane.rank) + " has two compute lanes", {.rank = lane.rank});
+    }
+    compute_[lane.rank].ops_per_step = plan.lane_ops[index].size();
+  }
+
+  // Lane objects must exist before dependencies can point at their cursors, and SendLanes need their ops at once. SEND
+  // ops depend on compute ops only, RECV ops on compute and SEND ops: so RECV dependencies are filled in last.
+  std::vector<std::vector<RecvLane*>> offers(plan.num_ops());  // per op: lanes to offer when it has finished
+  std::vector<std::vector<RecvOp>> recv_ops(plan.lanes.size());
+  for (size_t index = 0; index < plan.lanes.size(); ++index) {
+    const Lane& lane = plan.lanes[index];
+    if (lane.kind != LaneKind::RECV || !mine(lane.rank) || plan.lane_ops[index].empty()) continue;
+    std::vector<RecvOp> ops;
+    for (const int32_t op : plan.lane_ops[index]) {
+      places_[op] = {.lane = static_cast<int32_t>(recv_lanes_.size()), .position = static_cast<int32_t>(ops.size())};
+      ops.push_back({.op = op,
+                     .slot = static_cast<uint32_t>(channels_->topology().edge_slot[plan.op_slot[op]]),
+                     .dependencies = {},
+                     .record = &records_[record_of[op]]});
+    }
+    RecvEnd& end = channels_->recv_end(channels_->topology().edge_of_lane[index]);
+    recv_lanes_.push_back(std::make_unique<RecvLane>(lane.rank, lane.peer, std::move(ops), end));
+    for (const int32_t op : plan.lane_ops[index]) {
+      for (const int32_t dependency : plan.deps_of(op)) {
+        if (lane_of(plan.ops[dependency].kind) == LaneKind::RECV) {
+          throw PlanError(text(op) + " waits for " + text(dependency) + ": a receive cannot wait for a receive",
+                          {.rank = lane.rank, .op = text(op)});
+        }
+        std::vector<RecvLane*>& list = offers[dependency];
+        if (std::find(list.begin(), list.end(), recv_lanes_.back().get()) == list.end()) {
+          list.push_back(recv_lanes_.back().get());
+        }
+      }
+    }
+  }
+  std::vector<std::vector<int32_t>> feeds(plan.num_ops());  // per compute op: indices into send_lanes_
+  for (size_t index = 0; index < plan.lanes.size(); ++index) {
+    const Lane& lane = plan.lanes[index];
+    if (lane.kind != LaneKind::SEND || !mine(lane.rank) || plan.lane_ops[index].empty()) continue;
+    const auto lane_index = static_cast<int32_t>(send_lanes_.size());
+    std::vector<SendOp> ops;
+    for (const int32_t op : plan.lane_ops[index]) {
+      places_[op] = {.lane = lane_index, .position = static_cast<int32_t>(ops.size())};
+      if (plan.deps_of(op).empty()) {
+        throw PlanError(text(op) + " waits for no op that makes what it sends", {.rank = lane.rank, .op = text(op)});
+      }
+      SendOp send{.op = op, .text = text(op), .frees = offers[op], .record = &records_[record_of[op]]};
+      for (const int32_t dependency : plan.deps_of(op)) {
+        if (lane_of(plan.ops[dependency].kind) != LaneKind::COMPUTE) {
+          throw PlanError(text(op) + " waits for " + text(dependency) + ": a send can only wait for compute ops",
+                          {.rank = lane.rank, .op = text(op)});
+        }
+        send.dependencies.push_back(
+            {.cursor = &compute_[lane.rank], .position = static_cast<uint64_t>(plan.lane_position[dependency])});
+        if (std::find(feeds[dependency].begin(), feeds[dependency].end(), lane_index) == feeds[dependency].end()) {
+          feeds[dependency].push_back(lane_index);
+        }
+      }
+      ops.push_back(std::move(send));
+    }
+    SendEnd& end = channels_->send_end(channels_->topology().edge_of_lane[index]);
+    send_lanes_.push_back(
+        std::make_unique<SendLane>(lane.rank, lane.peer, std::move(ops), end, *channels_, options_.timeout_ns));
+  }
+  send_counts_.assign(send_lanes_.size(), 0);
+
+  for (int32_t op = 0; op < plan.num_ops(); ++op) {
+    if (record_of[op] < 0) continue;
+    const LaneKind kind = lane_of(plan.ops[op].kind);
+    if (kind == LaneKind::RECV) {
+      recv_lanes_[places_[op].lane]->set_dependencies(places_[op].position, dependencies_of(op));
+    } else if (kind == LaneKind::COMPUTE) {
+      ComputeOp compute{.op = op,
+                        .cursor = &compute_[plan.rank_of(op)],
+                        .record = &records_[record_of[op]],
+                        .reads = {},
+                        .frees = offers[op],
+                        .feeds = {}};
+      for (const int32_t dependency : plan.deps_of(op)) {
+        if (lane_of(plan.ops[dependency].kind) != LaneKind::RECV) {
+          throw PlanError(text(op) + " waits for " + text(dependency) + ": a compute op can only wait for receives",
+                          {.rank = plan.rank_of(op), .op = text(op)});
+        }
+        compute.reads.emplace_back(recv_lanes_[places_[dependency].lane].get(), places_[dependency].position);
+      }
+      for (const int32_t lane : feeds[op]) compute.feeds.push_back(send_lanes_[lane].get());
+      places_[op] = {.lane = -1, .position = static_cast<int32_t>(program_.size())};
+      compute_op_ids_.push_back(op);
+      program_.push_back(std::move(compute));
+    }
+  }
+}
+
+std::vector<Dependency> Executor::dependencies_of(int32_t op) const {
+  std::vector<Dependency> dependencies;
+  for (const int32_t dependency : plan_->deps_of(op)) {
+    const bool is_send = lane_of(plan_->ops[dependency].kind) == LaneKind::SEND;
+    const Cursor& cursor =
+        is_send ? send_lanes_[places_[dependency].lane]->cursor() : compute_[plan_->rank_of(dependency)];
+    dependencies.push_back({.cursor = &cursor, .position = static_cast<uint64_t>(plan_->lane_position[dependency])});
+  }
+  return dependencies;
+}
+
+void Executor::restart_counts() {
+  for (size_t index = 0; index < send_lanes_.size(); ++index) {
+    send_counts_[index] = send_lanes_[index]->cursor().finished.value();
+  }
+}
+
+void Executor::step(int64_t step, ComputeHost& host) {
+  if (running_.exchange(true)) throw Error("step was called while a step runs", {.step = step});
+  step_ = step;
+  try {
+    if (channels_->closed()) throw Error("step was called after close", {.step = step});
+    run_step(host);
+  } catch (...) {
+    if (!channels_->failure().raised()) {  // what the host threw; our own failures raise the flag first
+      const int32_t op = current_.load(std::memory_order_relaxed);
+      const std::string where = op < 0 ? "" : " at " + text(op);
+      const int32_t rank = op < 0 ? channels_->rank() : plan_->rank_of(op);
+      fail(FailureKind::kAborted, rank,
+           "rank " + std::to_string(rank) + " failed" + where + ": " + host.what_was_thrown());
+    }
+    quiesce();
+    failed_ = true;
+    current_.store(-1, std::memory_order_relaxed);
+    awaited_.store(-1, std::memory_order_relaxed);
+    running_.store(false);
+    throw;
+  }
+  current_.store(-1, std::memory_order_relaxed);
+  running_.store(false);
+}
+
+void Executor::run_step(ComputeHost& host) {
+  const FailureFlag& failure = channels_->failure();
+  if (failed_) throw Error("no step can follow a failure: " + failure.failure().text, {.step = step_});
+  if (failure.raised()) throw_failure();
+  const uint64_t step = steps_++;
+  for (const std::unique_ptr<RecvLane>& lane : recv_lanes_) lane->begin_step(step);
+  for (size_t index = 0; index < program_.size(); ++index) {
+    ComputeOp& op = program_[index];
+    current_.store(op.op, std::memory_order_relaxed);
+    if (failure.raised()) throw_failure();
+    op.record->ready_ns = now_ns();
+    op.record->start_ns = op.record->ready_ns;
+    for (const auto& [lane, position] : op.reads) {
+      if (lane->taken(lane->cursor().target(step, position))) continue;
+      wait_for_message(*lane, position, op.op, host);
+      op.record->start_ns = now_ns();
+    }
+    host.run(index);
+    op.record->end_ns = now_ns();
+    op.cursor->finished.advance();
+    for (RecvLane* lane : op.frees) lane->offer();
+    for (SendLane* lane : op.feeds) lane->nudge();
+  }
+  for (const std::unique_ptr<SendLane>& lane : send_lanes_) wait_for_sends(*lane, host);
+  for (const std::unique_ptr<RecvLane>& lane : recv_lanes_) {
+    if (!lane->taken(lane->cursor().target(step, lane->ops().size() - 1))) {
+      wait_for_message(*lane, lane->ops().size() - 1, -1, host);
+    }
+  }
+}
+
+// A receive is on its rank's way, so the deadline counts from when it is needed.
+void Executor::wait_for_message(RecvLane& lane, uint64_t position, int32_t waiting_op, ComputeHost& host) {
+  const int32_t awaited = lane.ops()[position].op;
+  awaited_.store(awaited, std::memory_order_relaxed);
+  Paused paused(host);
+  const uint64_t target = lane.cursor().target(steps_ - 1, position);
+  const int64_t begin_ns = now_ns();
+  lane.event().spin(lane.event_target(), options_.spin_ns);
+  while (!lane.taken(target)) {
+    const bool left = channels_->left(lane.peer());  // before the last look at the event
+    if (lane.event().sleep(lane.event_target(), kSliceNs)) continue;
+    if (channels_->failure().raised()) throw_failure();
+    if (left) {
+      fail(FailureKind::kPeerLost, lane.peer(),
+           "rank " + std::to_string(lane.peer()) + " left before it sent what " + text(awaited) + " waits for");
+      throw_failure();
+    }
+    if (now_ns() - begin_ns > options_.timeout_ns) {
+      fail(FailureKind::kTimeout, lane.rank(),
+           "rank " + std::to_string(lane.rank()) + " waited " + std::to_string(options_.timeout_ns / 1'000'000) +
+               " ms for " + text(awaited) + (waiting_op < 0 ? "" : ", which " + text(waiting_op) + " reads"));
+      throw_failure();
+    }
+    paused.check_signals();
+  }
+  awaited_.store(-1, std::memory_order_relaxed);
+}
+
+// The lane's own thread watches the deadline and the peer.
+void Executor::wait_for_sends(SendLane& lane, ComputeHost& host) {
+  Cursor& cursor = lane.cursor();
+  const uint64_t target = cursor.target(steps_ - 1, lane.ops().size() - 1);
+  if (cursor.finished.reached(target)) return;
+  Paused paused(host);
+  while (!cursor.finished.reached(target)) {
+    awaited_.store(lane.ops()[cursor.finished.value() % lane.ops().size()].op, std::memory_order_relaxed);
+    if (cursor.finished.sleep(target, kSliceNs)) break;
+    if (channels_->failure().raised()) throw_failure();
+    paused.check_signals();
+  }
+  awaited_.store(-1, std::memory_order_relaxed);
+}
+
+void Executor::throw_failure() const {
+  const Failure failure = channels_->failure().failure();
+  const int32_t awaited = awaited_.load(std::memory_order_relaxed);
+  const int32_t current = current_.load(std::memory_order_relaxed);
+  const int32_t op = awaited >= 0 ? awaited : current;
+  ErrorContext context{.rank = failure.rank, .op = failure.op, .step = step_};
+  std::string message = failure.text;
+  if (op >= 0 && (failure.kind == FailureKind::kPeerLost || failure.op.empty())) {
+    context.op = text(op);
+    message += "; rank " + std::to_string(plan_->rank_of(op)) + (awaited >= 0 ? " was waiting for " : " stood at ") +
+               context.op;
+  }
+  message += " in step " + std::to_string(step_);
+  switch (failure.kind) {
+    case FailureKind::kPeerLost:
+      throw PeerLost(message, std::move(context));
+    case FailureKind::kTransport:
+      throw TransportError(message, std::move(context));
+    case FailureKind::kTimeout:
+      throw LaneTimeout(message, std::move(context));
+    case FailureKind::kAborted:
+      break;
+  }
+  throw Error(message, std::move(context));
+}
+
+void Executor::fail(FailureKind kind, int32_t culprit, const std::string& failure_text) {
+  const int32_t awaited = awaited_.load(std::memory_order_relaxed);
+  const int32_t current = current_.load(std::memory_order_relaxed);
+  const int32_t op = awaited >= 0 ? awaited : current;
+  channels_->fail({.kind = kind, .rank = culprit, .op = op < 0 ? "" : text(op), .text = failure_text});
+}
+
+void Executor::quiesce() {
+  for (const std::unique_ptr<SendLane>& lane : send_lanes_) lane->quiesce();
+}
+
+uint64_t Executor::post(int32_t send_op, std::span<const Segment> segments, std::span<const std::byte> header) {
+  if (send_op < 0 || send_op >= plan_->num_ops()) {
+    throw ConfigError("op " + std::to_string(send_op) + " does not exist");
+  }
+  const ErrorContext context{.rank = plan_->rank_of(send_op), .op = text(send_op), .step = step_};
+  const Place place = places_[send_op];
+  if (lane_of(plan_->ops[send_op].kind) != LaneKind::SEND || place.lane < 0) {
+    throw ConfigError(context.op + " is not a SEND of this process", context);
+  }
+  const int32_t current = current_.load(std::memory_order_relaxed);
+  const std::span<const int32_t> dependencies = plan_->deps_of(send_op);
+  if (std::find(dependencies.begin(), dependencies.end(), current) == dependencies.end()) {
+    throw ConfigError(context.op + " is posted by " + (current < 0 ? "nobody: no op is running" : text(current)) +
+                          ", but follows " + text(dependencies.back()),
+                      context);
+  }
+  if (header.size() > kMaxHeaderBytes) {
+    throw ConfigError("the header of " + context.op + " has " + std::to_string(header.size()) + " bytes, more than " +
+                          std::to_string(kMaxHeaderBytes),
+                      context);
+  }
+  for (const Segment& segment : segments) {
+    if (segment.data == nullptr && segment.num_bytes > 0) {
+      throw ConfigError(context.op + " is to send " + std::to_string(segment.num_bytes) + " bytes from address 0",
+                        context);
+    }
+  }
+  SendLane& lane = *send_lanes_[place.lane];
+  SendOp& op = lane.ops()[place.position];
+  if (op.posted_steps == steps_) throw ConfigError(context.op + " was posted twice in one step", context);
+  op.segments.assign(segments.begin(), segments.end());
+  op.header.assign(header.begin(), header.end());
+  op.num_bytes = packed_bytes(segments);
+  op.posted_steps = steps_;
+  op.record->ready_ns = 0;
+  return lane.cursor().finished.value() - send_counts_[place.lane];
+}
+
+Received Executor::received(int32_t recv_op) const {
+  const SlotView view = slot(recv_op);
+  const Place place = places_[recv_op];
+  const RecvLane& lane = *recv_lanes_[place.lane];
+  if (steps_ == 0 || !lane.cursor().finished.reached(lane.cursor().target(steps_ - 1, place.position))) {
+    throw ConfigError(text(recv_op) + " has not received anything in this step yet",
+                      {.rank = lane.rank(), .op = text(recv_op), .step = step_});
+  }
+  const Message& message = lane.message(place.position);
+  return {.header = message.header, .data = view.data, .num_bytes = message.num_bytes};
+}
+
+SlotView Executor::slot(int32_t recv_op) const {
+  if (recv_op < 0 || recv_op >= plan_->num_ops()) {
+    throw ConfigError("op " + std::to_string(recv_op) + " does not exist");
+  }
+  const Place place = places_[recv_op];
+  if (lane_of(plan_->ops[recv_op].kind) != LaneKind::RECV || place.lane < 0) {
+    throw ConfigError(text(recv_op) + " is not a RECV of this process",
+                      {.rank = plan_->rank_of(recv_op), .op = text(recv_op)});
+  }
+  const RecvLane& lane = *recv_lanes_[place.lane];
+  const uint32_t slot = lane.ops()[place.position].slot;
+  return {
+      .memory = lane.end().memory(), .data = lane.end().memory()->slot(slot), .num_bytes = lane.end().capacity(slot)};
+}
+
+std::string Executor::status() const {
+  const int32_t current = current_.load(std::memory_order_relaxed);
+  const int32_t awaited = awaited_.load(std::memory_order_relaxed);
+  const auto progress = [](const Cursor& cursor) {
+    const uint64_t done = cursor.finished.value();
+    return std::to_string(done) + " ops finished";
+  };
+  std::string lines;
+  for (int32_t rank = 0; rank < plan_->num_ranks; ++rank) {
+    if (!channels_->serves(rank)) continue;
+    lines += "rank " + std::to_string(rank) + " compute: " + progress(compute_[rank]);
+    if (current >= 0 && plan_->rank_of(current) == rank) {
+      lines += awaited >= 0 ? ", " + text(current) + " waits for " + text(awaited) : ", runs " + text(current);
+    }
+    lines += "\n";
+  }
+  for (const std::unique_ptr<SendLane>& lane : send_lanes_) {
+    const int32_t waiting = lane->waiting_op();
+    lines += "rank " + std::to_string(lane->rank()) + " send to " + std::to_string(lane->peer()) + ": " +
+             progress(lane->cursor()) + (waiting < 0 ? "" : ", " + text(waiting) + " waits for a place") + "\n";
+  }
+  for (const std::unique_ptr<RecvLane>& lane : recv_lanes_) {
+    const uint64_t taken = lane->cursor().finished.value();
+    lines += "rank " + std::to_string(lane->rank()) + " receive from " + std::to_string(lane->peer()) + ": " +
+             progress(lane->cursor()) + ", " + std::to_string(lane->offered() - taken) + " offered, next is " +
+             text(lane->ops()[taken % lane->ops().size()].op) + "\n";
+  }
+  if (channels_->failure().raised()) lines += "failed: " + channels_->failure().failure().text + "\n";
+  return lines;
+}
+
+void Executor::abort(const std::string& reason) {
+  const int32_t rank = std::max(channels_->rank(), 0);
+  channels_->fail({.kind = FailureKind::kAborted,
+                   .rank = rank,
+                   .op = {},
+                   .text = "rank " + std::to_string(rank) + " was aborted: " + reason});
+}
+
+}  // namespace pipert
