@@ -8,7 +8,7 @@ from pipert.ir.op import Op
 from pipert.ir.program import Program
 from pipert.ops import OpKind
 
-UNIT_TIMES = {
+_UNIT_TIMES = {
     OpKind.FORWARD: 1,
     OpKind.RECOMPUTE: 1,
     OpKind.INPUT_GRAD: 1,
@@ -22,7 +22,7 @@ Value = tuple[bool, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class TimedOp:
     """An op with the steps in which it runs: from ``start`` up to, not including, ``end``."""
 
     op: Op
@@ -30,14 +30,14 @@ class Timed:
     end: int
 
 
-def replay(program: Program) -> tuple[tuple[Timed, ...], ...]:
+def replay(program: Program) -> tuple[tuple[TimedOp, ...], ...]:
     """Run ``program`` in unit times (F = I = W = R = 1, B = 2).
 
     Returns:
         For each rank its ops in order. Of a program that gets stuck, the ops that could run.
     """
     ready: dict[Value, int] = {}
-    rows: list[list[Timed]] = [[] for _ in program.ranks]
+    rows: list[list[TimedOp]] = [[] for _ in program.ranks]
     moved = True
     while moved:
         moved = False
@@ -47,15 +47,14 @@ def replay(program: Program) -> tuple[tuple[Timed, ...], ...]:
                 if not needed <= ready.keys():
                     break
                 start = max([ready[value] for value in needed] + [row[-1].end if row else 0])
-                row.append(Timed(op, start, start + unit_time(op)))
+                row.append(TimedOp(op, start, start + _unit_time(op)))
                 ready.update(dict.fromkeys(_makes(op), row[-1].end))
                 moved = True
     return tuple(map(tuple, rows))
 
 
-def unit_time(op: Op) -> int:
-    """Count the steps that an op takes; a pair takes as long as its parts."""
-    return sum(UNIT_TIMES[part.kind] for part in op.unpacked)
+def _unit_time(op: Op) -> int:
+    return sum(_UNIT_TIMES[part.kind] for part in op.unpacked)
 
 
 def _makes(op: Op) -> set[Value]:

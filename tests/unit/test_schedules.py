@@ -42,6 +42,20 @@ def test_runs_for_all_sizes_with_rendezvous_and_two_receives(name: str, v: int |
         run(program)
 
 
+def test_the_judge_sees_what_rendezvous_forbids() -> None:
+    """Where two chunks share an edge, they can be used out of order: one receive is too few."""
+    assert stuck_with_rendezvous(build("zb-v", 3, 7), recv_depth=1)
+    assert stuck_with_rendezvous(build("interleaved", 2, 5, 2), recv_depth=1)
+    reordered = Program(
+        "reordered",
+        (0, 1),
+        3,
+        (tuple(map(Op.parse, ("0F0", "0F1", "0F2"))), tuple(map(Op.parse, ("1F2", "1F0", "1F1")))),
+    )
+    assert stuck_with_rendezvous(reordered, recv_depth=2) == ["1F2"]
+    assert stuck_with_rendezvous(reordered, recv_depth=3) == []
+
+
 @pytest.mark.parametrize(("p", "m"), SIZES)
 def test_bubble_and_peak_of_gpipe_and_1f1b(p: int, m: int) -> None:
     gpipe, one_f_one_b = run(build("gpipe", p, m)), run(build("1f1b", p, m))
