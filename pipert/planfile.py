@@ -27,15 +27,21 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    content = {"format": FORMAT, "version": VERSION, "sha256": plan_hash(plan.to_dict()), "plan": plan.to_dict()}
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial.write_text(canonical_json(content) + "\n", encoding="ascii")
+        partial.write_text(dumps(plan), encoding="ascii")
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise ConfigError(f"cannot write the plan to {target}: {error.strerror}") from error
+
+
+def dumps(plan: Plan) -> str:
+    """Return the text of a plan file."""
+    content = plan.to_dict()
+    whole = {"format": FORMAT, "version": VERSION, "sha256": plan_hash(content), "plan": content}
+    return canonical_json(whole) + "\n"
 
 
 def load(path: str | os.PathLike[str]) -> Plan:

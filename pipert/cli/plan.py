@@ -1,0 +1,85 @@
+"""``pipert plan``: make a schedule's program, and show or save it."""
+
+from __future__ import annotations
+
+import enum
+import pathlib
+import shutil
+import sys
+from typing import Annotated
+
+import typer
+
+from pipert.errors import ConfigError
+from pipert.ir.csv import to_csv
+from pipert.ir.grid import grid
+from pipert.schedules import build, names
+
+
+class Format(str, enum.Enum):
+    """What ``pipert plan`` writes."""
+
+    GRID = "grid"
+    CSV = "csv"
+    JSON = "json"
+
+
+def plan(
+    name: Annotated[str, typer.Argument(help=f"The schedule: {', '.join(names())}.")],
+    ranks: Annotated[int, typer.Option(help="p, the number of pipeline ranks.")],
+    microbatches: Annotated[int, typer.Option(help="m, the number of microbatches in a step.")],
+    chunks: Annotated[int | None, typer.Option(help="Stages per rank, where the schedule leaves a choice.")] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            help="grid: a picture with one row per rank. csv: the compute ops, as PyTorch's schedules read and write "
+            "them. json: a plan file, compiled and verified. Without this, as the output file is named, else grid."
+        ),
+    ] = None,
+    output: Annotated[
+        pathlib.Path | None, typer.Option("-o", "--output", help="Write to this file, not to the terminal.")
+    ] = None,
+) -> None:
+    """Make a schedule's program: draw it, export it as CSV, or compile it into a plan file.
+
+    pipert plan zb-h1 --ranks 4 --microbatches 8
+
+    pipert plan zb-v --ranks 4 --microbatches 8 -o plan.json
+
+    pipert plan interleaved --ranks 4 --microbatches 8 --chunks 3 --format csv
+    """
+    from pipert.lowering import compile
+    from pipert.planfile import dumps
+
+    program = build(name, num_ranks=ranks, num_microbatches=microbatches, num_chunks=chunks)
+    chosen = format or _format_of(output)
+    if chosen is Format.CSV:
+        _write(to_csv(program), output)
+    elif chosen is Format.GRID:
+        compile(program)
+        width = shutil.get_terminal_size().columns if output is None and sys.stdout.isatty() else None
+        _write(f"{grid(program, width=width)}\n", output)
+    elif output is None:
+        _write(dumps(compile(program)), None)
+    else:
+        compile(program).save(output)
+
+
+def _format_of(output: pathlib.Path | None) -> Format:
+    suffix = output.suffix[1:] if output else ""
+    return Format(suffix) if suffix in ("csv", "json") else Format.GRID
+
+
+def _write(text: str, output: pathlib.Path | None) -> None:
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_bytes(text.encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(plan)

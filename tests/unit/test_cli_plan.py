@@ -1,0 +1,69 @@
+"""``pipert plan``: a grid, PyTorch's CSV, or a verified plan file."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from pipert import ConfigError, compile, schedules
+from pipert.cli import plan as command
+from pipert.ir.csv import from_csv
+from pipert.plan import Plan
+
+app = typer.Typer()
+command.register(app)
+SIZES = ("--ranks", "2", "--microbatches", "3")
+PROGRAM = schedules.build("zb-h1", num_ranks=2, num_microbatches=3)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_the_grid_is_the_default() -> None:
+    result = invoke("zb-h1", *SIZES)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{PROGRAM}\n")
+
+
+def test_a_grid_that_is_not_for_a_terminal_is_whole() -> None:
+    result = invoke("zb-v", "--ranks", 4, "--microbatches", 16)
+    assert max(map(len, result.stdout.splitlines())) > 300
+
+
+def test_csv_and_json_on_the_terminal() -> None:
+    assert from_csv(invoke("zb-h1", *SIZES, "--format", "csv").stdout, name="zb-h1") == PROGRAM
+    assert json.loads(invoke("zb-h1", *SIZES, "--format", "json").stdout)["plan"]["name"] == "zb-h1"
+
+
+def test_the_name_of_the_output_chooses_the_format(tmp_path: pathlib.Path) -> None:
+    for name in ("plan.json", "plan.csv", "plan.txt", "named.csv"):
+        chosen = ("--format", "json") if name == "named.csv" else ()
+        result = invoke("zb-h1", *SIZES, "-o", tmp_path / name, *chosen)
+        assert (result.exit_code, result.stdout) == (0, "")
+    assert Plan.load(tmp_path / "plan.json") == Plan.load(tmp_path / "named.csv") == compile(PROGRAM)
+    assert from_csv((tmp_path / "plan.csv").read_bytes().decode(), name="zb-h1") == PROGRAM
+    assert (tmp_path / "plan.txt").read_text().startswith(str(PROGRAM))
+
+
+def test_chunks_are_passed_on() -> None:
+    assert "2 ranks, 6 stages" in invoke("interleaved", *SIZES, "--chunks", 3).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("zbh1", *SIZES), "did you mean 'zb-h1'"),
+        (("zb-h1", "--ranks", 0, "--microbatches", 3), "ranks, not 0"),
+        (("zb-h1", *SIZES, "-o", "/nowhere/plan.csv"), "cannot write /nowhere/plan.csv: No such file"),
+        (("zb-h1", *SIZES, "-o", "/nowhere/plan.json"), "/nowhere/plan.json: No such file"),
+    ],
+)
+def test_mistakes_are_told(arguments: tuple[object, ...], message: str) -> None:
+    result = invoke(*arguments)
+    assert isinstance(result.exception, ConfigError)
+    assert message in str(result.exception)
