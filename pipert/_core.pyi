@@ -1,6 +1,8 @@
 """The native core: plans, simulator, executor and channels. `make lint` checks this file against the module."""
 
+from array import array
 from collections.abc import Callable, Sequence
+from typing import Any
 
 __version__: str
 
@@ -44,3 +46,18 @@ class Executor:
     def close(self) -> None: ...
 
 def channel_benchmark(session: str, rank: int, nbytes: int, iterations: int, spin_us: int) -> list[float]: ...
+def simulate(
+    plan: Plan,
+    *,
+    F: Sequence[float],
+    I: Sequence[float],
+    W: Sequence[float],
+    B: Sequence[float],
+    R: Sequence[float],
+    latency: float,
+    occupancy: float,
+    host_cores: float,
+) -> tuple[bytes, bytes]: ...
+def measure(
+    plan: Plan, start: array[float], end: array[float], act: Sequence[float], act_w: Sequence[float]
+) -> dict[str, Any]: ...

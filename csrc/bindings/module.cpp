@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
   bind_plan(m);
   bind_transport(m);
   bind_executor(m);
+  bind_sim(m);
 }

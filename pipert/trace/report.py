@@ -1,0 +1,133 @@
+"""The figures of a trace: makespan, bubble, peaks. One implementation for prediction and measurement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipert import _core
+from pipert.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipert.costs import Costs
+    from pipert.trace.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one step of a plan amounts to. Times are in the unit of `trace`.
+
+    Attributes:
+        makespan: end of the last compute op of any rank, from the start of the first.
+        rank_spans: per rank, end of its last compute op - start of its first.
+        compute_times: per rank, the time in which it computes.
+        peak_activation: per rank, the most that it holds at one time, in the unit of the costs.
+        exposed_comm: per rank, the time in which it computes nothing and the input of its next op is on the way: that
+            input has been made, but not yet arrived.
+        trace: the times that all this is taken from.
+    """
+
+    makespan: float
+    rank_spans: tuple[float, ...]
+    compute_times: tuple[float, ...]
+    peak_activation: tuple[float, ...]
+    exposed_comm: tuple[float, ...]
+    trace: Trace
+
+    @property
+    def num_ops(self) -> int:
+        """The number of ops in the plan, transfers included."""
+        return self.trace.plan.num_ops
+
+    @property
+    def longest_rank_span(self) -> float:
+        """The largest of `rank_spans`."""
+        return max(self.rank_spans)
+
+    @property
+    def bubble_rate(self) -> float:
+        """1 - the largest compute time of any rank / `makespan`."""
+        return _bubble(max(self.compute_times), self.makespan)
+
+    @property
+    def bubble_rate_span(self) -> float:
+        """The same over `longest_rank_span`: the bubble if the optimizer does not synchronise the ranks."""
+        return _bubble(max(self.compute_times), self.longest_rank_span)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the figures as plain numbers and lists, without the trace."""
+        plan = self.trace.plan
+        return {
+            "name": plan.name,
+            "num_ranks": plan.num_ranks,
+            "num_stages": plan.num_stages,
+            "num_microbatches": plan.num_microbatches,
+            "num_ops": self.num_ops,
+            "unit": self.trace.unit,
+            "makespan": self.makespan,
+            "longest_rank_span": self.longest_rank_span,
+            "bubble_rate": self.bubble_rate,
+            "bubble_rate_span": self.bubble_rate_span,
+            "rank_spans": list(self.rank_spans),
+            "compute_times": list(self.compute_times),
+            "peak_activation": list(self.peak_activation),
+            "exposed_comm": list(self.exposed_comm),
+        }
+
+    def __str__(self) -> str:
+        plan = self.trace.plan
+        scale, unit = (1e-6, " ms") if self.trace.unit == "ns" else (1.0, "")
+        head = (
+            f"{plan.name}: {plan.num_ranks} ranks, {plan.num_stages} stages, {plan.num_microbatches} microbatches, "
+            f"{self.num_ops} ops\n"
+            f"makespan {self.makespan * scale:.6g}{unit} · bubble {self.bubble_rate:.2%} · over the longest rank's "
+            f"span ({self.longest_rank_span * scale:.6g}{unit}) {self.bubble_rate_span:.2%}\n"
+        )
+        table: list[tuple[str, ...]] = [("rank", "compute", "span", "idle", "exposed comm", "peak activation")]
+        columns = zip(self.compute_times, self.rank_spans, self.exposed_comm, self.peak_activation, strict=True)
+        for rank, (compute, span, exposed, peak) in enumerate(columns):
+            times = (compute * scale, span * scale, (self.makespan - compute) * scale, exposed * scale, peak)
+            table.append((str(rank), *(f"{value:.6g}" for value in times)))
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        rows = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+        return head + "\n".join(rows)
+
+
+def measure(trace: Trace, costs: Costs | None = None) -> Report:
+    """Compute the figures of a trace, simulated or measured.
+
+    Args:
+        trace: a whole step; every op must have been recorded.
+        costs: only its activation sizes are used; by default a rank holds 1 per microbatch from F to I.
+
+    Raises:
+        ConfigError: an op is missing from the trace (the records of all ranks belong together), or the costs are for
+            another number of stages.
+    """
+    if costs is None:
+        from pipert.costs import Costs
+
+        costs = Costs.per_rank()
+    missing = next((op for op, end in enumerate(trace.end) if math.isnan(end)), None)
+    if missing is not None:
+        rank, text = trace.plan.rank_of(missing), trace.plan.op_text[missing]
+        raise ConfigError(
+            f"the trace lacks {text} of rank {rank}: join the records of all ranks", rank=rank, op=text, step=trace.step
+        )
+    stages = costs.for_plan(trace.plan)
+    figures = _core.measure(
+        trace.plan.native, trace.start, trace.end, [stage.act for stage in stages], [stage.act_w for stage in stages]
+    )
+    return Report(
+        makespan=figures["makespan"],
+        rank_spans=tuple(figures["rank_spans"]),
+        compute_times=tuple(figures["compute_times"]),
+        peak_activation=tuple(figures["peak_activation"]),
+        exposed_comm=tuple(figures["exposed_comm"]),
+        trace=trace,
+    )
+
+
+def _bubble(compute_time: float, span: float) -> float:
+    return 1 - compute_time / span if span > 0 else 0.0

@@ -1,0 +1,76 @@
+"""An independent simulator: plain Python, step by step through time, sharing nothing with the native one.
+
+It looks at every lane's next op at every moment, and so needs no order of the rows; it is slow and easy to believe.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pipert import Costs, Plan
+
+
+def op_cost(text: str, stages) -> float:
+    """The time of a compute op; a pair is the sum of its parts."""
+    total = 0.0
+    for stage, kind in re.findall(r"(\d+)([FBIWR])\d+", text):
+        cost = stages[int(stage)]
+        total += {"F": cost.F, "B": cost.full_backward, "I": cost.I, "W": cost.W, "R": cost.recompute}[kind]
+    return total
+
+
+def run(plan: Plan, costs: Costs) -> tuple[list[float], list[float]]:
+    """Start and end of every op."""
+    stages = costs.for_plan(plan)
+    lanes = [[op for op in range(plan.num_ops) if plan.op_lane[op] == lane] for lane in range(len(plan.lanes))]
+    deps = [plan.deps[plan.dep_offsets[op] : plan.dep_offsets[op + 1]] for op in range(plan.num_ops)]
+    start: dict[int, float] = {}
+    end: dict[int, float] = {}
+    remaining: dict[int, float] = {}  # running compute ops
+    occupied = {lane: 0.0 for lane, ops in enumerate(lanes) if "SEND" in "".join(plan.op_text[op] for op in ops[:1])}
+    cursor = [0] * len(lanes)
+    now = 0.0
+
+    def ended(op):
+        return op in end and end[op] <= now
+
+    while len(start) < plan.num_ops or remaining:
+        moved = True
+        while moved:
+            moved = False
+            for lane, ops in enumerate(lanes):
+                if cursor[lane] == len(ops) or any(other in remaining for other in ops):
+                    continue
+                op = ops[cursor[lane]]
+                if not all(ended(dep) for dep in deps[op]) or "RECV" in plan.op_text[op]:
+                    continue
+                if lane in occupied:
+                    recv = op + 1
+                    other = plan.op_lane[recv]
+                    if occupied[lane] > now or lanes[other][cursor[other]] != recv:
+                        continue
+                    if not all(ended(dep) for dep in deps[recv]):
+                        continue
+                    start[op] = start[recv] = now
+                    occupied[lane] = end[op] = now + (costs.message_bytes / costs.bandwidth if costs.bandwidth else 0.0)
+                    end[recv] = end[op] + costs.p2p
+                    cursor[other] += 1
+                else:
+                    start[op] = now
+                    remaining[op] = op_cost(plan.op_text[op], stages)
+                cursor[lane] += 1
+                moved = True
+        rate = 1.0 if costs.host_cores is None else min(1.0, costs.host_cores / max(1, len(remaining)))
+        later = [now + work / rate for work in remaining.values()]
+        later += [time for time in end.values() if time > now]
+        if not later:
+            break
+        step = min(later) - now
+        for op in list(remaining):
+            remaining[op] -= step * rate
+            if remaining[op] <= 1e-12:
+                del remaining[op]
+                end[op] = now + step
+        now += step
+    assert len(end) == plan.num_ops, "the plan came to a halt"
+    return [start[op] for op in range(plan.num_ops)], [end[op] for op in range(plan.num_ops)]

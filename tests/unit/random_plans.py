@@ -1,0 +1,73 @@
+"""Random programs and costs, to compare implementations on."""
+
+from __future__ import annotations
+
+import random
+
+import pipert
+from pipert import Costs, Plan, PlanError
+from pipert.ir import Op, Program
+from pipert.sim import StageCosts
+
+
+def random_program(rng: random.Random) -> Program:
+    """Any order that respects the data flow: random placement, whole and split backwards mixed, some recomputation."""
+    num_ranks, num_microbatches = rng.randint(1, 4), rng.randint(1, 5)
+    stage_ranks = [*range(num_ranks), *(rng.randrange(num_ranks) for _ in range(rng.randint(0, num_ranks)))]
+    rng.shuffle(stage_ranks)
+    last = len(stage_ranks) - 1
+    waits: dict[str, set[str]] = {}
+    for stage in range(len(stage_ranks)):
+        recomputed = rng.random() < 0.25
+        for mb in range(num_microbatches):
+            name = {kind: f"{stage}{kind}{mb}" for kind in "FRBIW"}
+            waits[name["F"]] = {f"{stage - 1}F{mb}"} if stage else set()
+            needs = {name["F"]} if stage == last else {name["F"], f"{stage + 1}G{mb}"}
+            if recomputed:
+                waits[name["R"]] = {name["F"]}
+                needs |= {name["R"]}
+            if rng.random() < 0.5:
+                waits[name["B"]] = needs
+            else:
+                waits[name["I"]] = needs
+                waits[name["W"]] = {name["I"]}
+    ranks: list[list[Op]] = [[] for _ in range(num_ranks)]
+    done: set[str] = set()
+    while waits:
+        free = [text for text, needs in waits.items() if needs <= done]
+        text = rng.choice(free)
+        del waits[text]
+        done |= {text, text.replace("B", "G").replace("I", "G")}
+        op = Op.parse(text)
+        ranks[stage_ranks[op.stage]].append(op)
+    return Program("random", tuple(stage_ranks), num_microbatches, tuple(map(tuple, ranks)))
+
+
+def random_plans(seed: int, count: int) -> list[Plan]:
+    """As many random plans; orders that would deadlock are left out."""
+    rng = random.Random(seed)
+    plans: list[Plan] = []
+    while len(plans) < count:
+        program = random_program(rng)
+        try:
+            plans.append(pipert.compile(program, recv_depth=rng.randint(1, 3)))
+        except PlanError:
+            continue
+    return plans
+
+
+def random_costs(rng: random.Random, num_stages: int, *, bandwidth: bool = False, cores: float | None = None) -> Costs:
+    """Costs with a full backward that is not I + W, a recomputation that is not F, and parts held from I to W."""
+
+    def stage() -> StageCosts:
+        act = rng.uniform(0.5, 2)
+        times = {kind: rng.uniform(0.2, 2) for kind in "FIWBR"}
+        return StageCosts(**times, act=act, act_w=act * rng.random())
+
+    return Costs.per_stage(
+        [stage() for _ in range(num_stages)],
+        p2p=rng.uniform(0, 1.5),
+        bandwidth=rng.uniform(5, 20) if bandwidth else None,
+        message_bytes=10.0 if bandwidth else 0.0,
+        host_cores=cores,
+    )
