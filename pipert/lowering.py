@@ -50,6 +50,7 @@ class _Edges:
     """The directed edges between ranks, and all lanes."""
 
     def __init__(self, program: Program) -> None:
+        self.forward_only = all(part.kind is _FORWARD for ops in program.ranks for op in ops for part in op.unpacked)
         ranks = program.stage_ranks
         numbers: dict[tuple[int, int], int] = {}
 
@@ -57,7 +58,7 @@ class _Edges:
             return _NONE if source == destination else numbers.setdefault((source, destination), len(numbers))
 
         inputs = [_NONE, *map(edge, ranks, ranks[1:])]
-        grads = [*map(edge, ranks[1:], ranks), _NONE]
+        grads = [_NONE] * len(ranks) if self.forward_only else [*map(edge, ranks[1:], ranks), _NONE]
         self.of_class = inputs + grads  # _NONE where nothing is transferred
         self.ends = tuple(numbers)
         lanes = [Lane(rank, LaneKind.COMPUTE, _NONE) for rank in range(program.num_ranks)]
@@ -74,7 +75,7 @@ class _Work:
         self.num_stages = program.num_stages
         self.num_microbatches = program.num_microbatches
         self.num_keys = program.num_stages * program.num_microbatches
-        self.forward_only = all(part.kind is _FORWARD for ops in program.ranks for op in ops for part in op.unpacked)
+        self.forward_only = edges.forward_only
         self.text: list[str] = []
         self.reads: list[list[int]] = []  # transfers
         self.makes: list[list[int]] = []  # transfers, in order

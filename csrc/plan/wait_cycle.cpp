@@ -56,6 +56,7 @@ class Queues {
       if (best.empty() || walk.size() < best.size()) best = walk;
     }
     PIPERT_CHECK(!best.empty(), "no queue is stuck");
+    std::rotate(best.begin(), std::min_element(best.begin(), best.end()), best.end());
     return best;
   }
 
