@@ -13,9 +13,23 @@ from importlib import resources
 from typing import Any
 
 from pipert.errors import ConfigError
-from pipert.ops import OpKind
+from pipert.ops import LaneKind, OpKind
+from pipert.plan import Plan
 from pipert.trace import Trace, measure
 
+_COLORS = {
+    OpKind.FORWARD: (63, 114, 184),
+    OpKind.BACKWARD: (63, 145, 84),
+    OpKind.INPUT_GRAD: (38, 158, 148),
+    OpKind.WEIGHT_GRAD: (226, 165, 52),
+    OpKind.RECOMPUTE: (146, 104, 182),
+    OpKind.OVERLAP_F_B: (194, 85, 122),
+    OpKind.SEND_F: (112, 124, 145),
+    OpKind.SEND_B: (112, 124, 145),
+    OpKind.RECV_F: (160, 170, 188),
+    OpKind.RECV_B: (160, 170, 188),
+}
+_LIGHTEST = 0.42  # how far the last chunk of a rank is mixed with white
 _KINDS = tuple(OpKind)
 _KIND_INDEX = {kind: index for index, kind in enumerate(_KINDS)}
 
@@ -36,6 +50,7 @@ def write_timeline(path: str | os.PathLike[str], traces: Sequence[tuple[str, Tra
     measured = any(trace.unit == "ns" for _, trace in traces)
     page = {
         "kinds": [kind.text for kind in _KINDS],
+        "colors": [_COLORS[kind] for kind in _KINDS],
         "unit": "ms" if measured else "",
         "traces": [_page_trace(label, trace) for label, trace in traces],
     }
@@ -68,7 +83,7 @@ def _page_trace(label: str, trace: Trace) -> dict[str, Any]:
         "measured": trace.unit == "ns",
         "figures": figures,
         "clocks": [[clock.offset_ns, clock.uncertainty_ns] for clock in trace.clocks],
-        "stageRanks": plan.stage_ranks,
+        "shades": _shades(plan),
         "lanes": [[lane.rank, lane.kind.value, lane.peer] for lane in plan.lanes],
         "pairs": {op: plan.op_text[op] for op, item in enumerate(ops) if item.parts},
         "kind": _column("B", (_KIND_INDEX[op.kind] for op in ops)),
@@ -83,6 +98,12 @@ def _page_trace(label: str, trace: Trace) -> dict[str, Any]:
     }
 
 
+def _shades(plan: Plan) -> list[float]:
+    """Per stage, how far its colors are mixed with white: the chunks of a rank get lighter one by one."""
+    chunks = [[stage for stage, rank in enumerate(plan.stage_ranks) if rank == owner] for owner in plan.stage_ranks]
+    return [_LIGHTEST * ours.index(stage) / max(1, len(ours) - 1) for stage, ours in enumerate(chunks)]
+
+
 def _page_scale(trace: Trace) -> float:
     return 1e-6 if trace.unit == "ns" else 1.0
 
@@ -94,18 +115,10 @@ def _column(typecode: str, values: Any) -> str:
     return base64.b64encode(column.tobytes()).decode("ascii")
 
 
-_COLORS = {
-    OpKind.FORWARD: "#3f72b8",
-    OpKind.BACKWARD: "#3f9154",
-    OpKind.INPUT_GRAD: "#269e94",
-    OpKind.WEIGHT_GRAD: "#e2a534",
-    OpKind.RECOMPUTE: "#9268b6",
-    OpKind.OVERLAP_F_B: "#c2557a",
-}
 _SVG_STYLE = (
-    "text{font:11px system-ui,sans-serif;fill:#1c2330}.soft{fill:#667085}.lane{fill:#eef0f4}"
-    "@media(prefers-color-scheme:dark){text{fill:#e6e9ef}.soft{fill:#98a2b3}.lane{fill:#20252e}}"
-    ".in{fill:#fff;font-size:10px;text-anchor:middle}"
+    "text{font:11px system-ui,sans-serif;fill:#1c2330}.head{font-weight:600;font-size:12px}.soft{fill:#667085}"
+    ".lane{fill:#eef0f4}@media(prefers-color-scheme:dark){text{fill:#e6e9ef}.soft{fill:#98a2b3}.lane{fill:#20252e}}"
+    ".on{font-size:10px;text-anchor:middle;fill:#fff}.on.light{fill:#10151d}"
 )
 
 
@@ -113,37 +126,43 @@ def timeline_svg(traces: Sequence[tuple[str, Trace]], *, width: int = 960) -> st
     """Draw the compute ops of traces, one above the other on a common time axis, as SVG text.
 
     Later chunks of a rank are lighter, ops carry their microbatch. Readable on light and on dark pages.
+
+    Raises:
+        ConfigError: one of the traces lacks ops.
     """
     gutter, bar, row, title = 64, 20, 24, 30
-    scales = [_page_scale(trace) for _, trace in traces]
-    longest = max(max(trace.end) * scale for (_, trace), scale in zip(traces, scales, strict=True))
-    pixels = (width - gutter - 8) / longest
-    parts, y = [], 0
-    for (label, trace), scale in zip(traces, scales, strict=True):
-        plan, report = trace.plan, measure(trace)
-        head = f"{label} · bubble {report.bubble_rate:.1%}"
-        parts.append(f'<text x="{gutter}" y="{y + 20}" font-weight="600">{escape(head)}</text>')
+    longest = max(max(trace.end) * _page_scale(trace) for _, trace in traces)
+    parts: list[str] = []
+    y = 0
+    for label, trace in traces:
+        plan, report, shades = trace.plan, measure(trace), _shades(trace.plan)
+        pixels = (width - gutter - 8) / longest * _page_scale(trace)
+        head = escape(f"{label} · bubble {report.bubble_rate:.1%}")
+        parts.append(f'<text class="head" x="{gutter}" y="{y + 20}">{head}</text>')
         for rank in range(plan.num_ranks):
             top = y + title + rank * row
             parts.append(f'<text class="soft" x="8" y="{top + 14}">rank {rank}</text>')
-            parts.append(f'<rect class="lane" x="{gutter}" y="{top}" width="{longest * pixels:.1f}" height="{bar}"/>')
-            chunks = [stage for stage, owner in enumerate(plan.stage_ranks) if owner == rank]
+            parts.append(f'<rect class="lane" x="{gutter}" y="{top}" width="{width - gutter - 8}" height="{bar}"/>')
             for op in plan.compute_ops(rank):
-                item, start = plan.ops[op], gutter + trace.start[op] * scale * pixels
-                size = (trace.end[op] - trace.start[op]) * scale * pixels
-                opacity = 1 - 0.35 * chunks.index(item.stage) / max(1, len(chunks) - 1)
-                parts.append(
-                    f'<rect x="{start:.2f}" y="{top}" width="{max(0.5, size - 0.8):.2f}" height="{bar}" rx="2" '
-                    f'fill="{_COLORS[item.kind]}" fill-opacity="{opacity:.2f}"/>'
-                )
+                item, x = plan.ops[op], gutter + trace.start[op] * pixels
+                size, color = (trace.end[op] - trace.start[op]) * pixels, _mixed(item.kind, shades[item.stage])
+                where = f'x="{x:.2f}" y="{top}" width="{max(0.5, size - 0.8):.2f}" height="{bar}" rx="2"'
+                parts.append(f'<rect class="op" {where} fill="rgb{color}"/>')
                 if size > 7 * len(str(item.microbatch)) + 2:
-                    parts.append(f'<text class="in" x="{start + size / 2:.1f}" y="{top + 14}">{item.microbatch}</text>')
+                    style = "on light" if 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 150 else "on"
+                    parts.append(
+                        f'<text class="{style}" x="{x + size / 2:.1f}" y="{top + 14}">{item.microbatch}</text>'
+                    )
         y += title + plan.num_ranks * row
-    kinds = [kind for kind in _COLORS if any(item.kind is kind for _, trace in traces for item in trace.plan.ops)]
-    for index, kind in enumerate(kinds):
+    used = {item.kind for _, trace in traces for item in trace.plan.ops if item.kind.lane is LaneKind.COMPUTE}
+    for index, kind in enumerate(kind for kind in _KINDS if kind in used):
         x = gutter + index * 120
-        parts.append(f'<rect x="{x}" y="{y + 12}" width="12" height="12" rx="2" fill="{_COLORS[kind]}"/>')
+        parts.append(f'<rect x="{x}" y="{y + 12}" width="12" height="12" rx="2" fill="rgb{_COLORS[kind]}"/>')
         parts.append(f'<text class="soft" x="{x + 18}" y="{y + 22}">{kind.name.lower().replace("_", " ")}</text>')
     box = f'width="{width}" height="{y + 34}" viewBox="0 0 {width} {y + 34}"'
     body = "\n".join(parts)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>\n<style>{_SVG_STYLE}</style>\n{body}\n</svg>\n'
+
+
+def _mixed(kind: OpKind, shade: float) -> tuple[int, ...]:
+    return tuple(round(part + (255 - part) * shade) for part in _COLORS[kind])

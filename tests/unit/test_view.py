@@ -94,7 +94,7 @@ def test_picture_draws_every_compute_op(predicted):
     other = pipert.simulate(pipert.compile(program), Costs.per_rank())
     svg = timeline_svg([("1F1B & co", other.trace), ("ZB-V", predicted.trace)])
     root = ElementTree.fromstring(svg)
-    bars = [node for node in root.iter() if node.tag.endswith("rect") and node.get("fill-opacity")]
+    bars = [node for node in root.iter() if node.get("class") == "op"]
     num_compute = sum(
         len(plan.compute_ops(rank)) for plan in (other.trace.plan, predicted.trace.plan) for rank in (0, 1)
     )
