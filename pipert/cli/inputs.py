@@ -19,7 +19,7 @@ COSTS_HELP = (
     "Costs of a rank's whole share of one microbatch: F, I, W, B, R (times), p2p (latency), bandwidth, message_bytes, "
     "act (held from F to I), act_w (the part held on to W), e.g. F=1,I=1,W=1,p2p=0."
 )
-COSTS_FILE_HELP = "The same as a TOML file, with a [[stage]] table for each stage."
+COSTS_FILE_HELP = "The same as a TOML file; where stages differ, one table of the array `stage` for each."
 HOST_CORES_HELP = "Cores that all ranks share; a core for each rank if not given."
 
 

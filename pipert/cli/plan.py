@@ -6,14 +6,19 @@ import enum
 import pathlib
 import shutil
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipert.cli import inputs
 from pipert.errors import ConfigError
 from pipert.ir.csv import to_csv
 from pipert.ir.grid import grid
 from pipert.schedules import build, names
+
+if TYPE_CHECKING:
+    from pipert.costs import Costs
+    from pipert.plan import Plan
 
 
 class Format(str, enum.Enum):
@@ -28,7 +33,12 @@ def plan(
     name: Annotated[str, typer.Argument(help=f"The schedule: {', '.join(names())}.")],
     ranks: Annotated[int, typer.Option(help="p, the number of pipeline ranks.")],
     microbatches: Annotated[int, typer.Option(help="m, the number of microbatches in a step.")],
-    chunks: Annotated[int | None, typer.Option(help="Stages per rank, where the schedule leaves a choice.")] = None,
+    chunks: Annotated[int | None, typer.Option(help=inputs.CHUNKS_HELP)] = None,
+    costs: Annotated[
+        str | None,
+        typer.Option(help=f"For the prediction under the grid. {inputs.COSTS_HELP}", metavar="NAME=NUMBER,…"),
+    ] = None,
+    costs_file: Annotated[str | None, typer.Option(metavar="FILE", help=inputs.COSTS_FILE_HELP)] = None,
     format: Annotated[
         Format | None,
         typer.Option(
@@ -56,9 +66,9 @@ def plan(
     if chosen is Format.CSV:
         _write(to_csv(program), output)
     elif chosen is Format.GRID:
-        compile(program)
+        prediction = _prediction(compile(program), inputs.load_costs(costs, costs_file, None))
         width = shutil.get_terminal_size().columns if output is None and sys.stdout.isatty() else None
-        _write(f"{grid(program, width=width)}\n", output)
+        _write(f"{grid(program, width=width)}\n{prediction}\n", output)
     elif output is None:
         _write(dumps(compile(program)), None)
     else:
@@ -68,6 +78,16 @@ def plan(
 def _format_of(output: pathlib.Path | None) -> Format:
     suffix = output.suffix[1:] if output else ""
     return Format(suffix) if suffix in ("csv", "json") else Format.GRID
+
+
+def _prediction(made: Plan, costs: Costs) -> str:
+    from pipert.sim import simulate
+
+    report = simulate(made, costs)
+    return (
+        f"predicted: makespan {report.makespan:g}, bubble {report.bubble_rate:.1%} (over the longest rank's span "
+        f"{report.bubble_rate_span:.1%}), peak activation {max(report.peak_activation):g}"
+    )
 
 
 def _write(text: str, output: pathlib.Path | None) -> None:

@@ -35,6 +35,17 @@ def test_a_grid_that_is_not_for_a_terminal_is_whole() -> None:
     assert max(map(len, result.stdout.splitlines())) > 300
 
 
+def test_under_the_grid_stands_what_the_costs_predict(tmp_path: pathlib.Path) -> None:
+    last = invoke("zb-h1", *SIZES).stdout.splitlines()[-1]
+    assert last == "predicted: makespan 10, bubble 10.0% (over the longest rank's span 10.0%), peak activation 2"
+    last = invoke("zb-h1", *SIZES, "--costs", "F=10,I=10,W=4,act=3").stdout.splitlines()[-1]
+    assert last.startswith("predicted: makespan 88, bubble 18.2%")
+    assert last.endswith("peak activation 6")
+    file = tmp_path / "costs.toml"
+    file.write_text("F = 10\nI = 10\nW = 4\nact = 3\n")
+    assert invoke("zb-h1", *SIZES, "--costs-file", file).stdout.splitlines()[-1] == last
+
+
 def test_csv_and_json_on_the_terminal() -> None:
     assert from_csv(invoke("zb-h1", *SIZES, "--format", "csv").stdout, name="zb-h1") == PROGRAM
     assert json.loads(invoke("zb-h1", *SIZES, "--format", "json").stdout)["plan"]["name"] == "zb-h1"
@@ -59,6 +70,7 @@ def test_chunks_are_passed_on() -> None:
     [
         (("zbh1", *SIZES), "did you mean 'zb-h1'"),
         (("zb-h1", "--ranks", 0, "--microbatches", 3), "ranks, not 0"),
+        (("zb-h1", *SIZES, "--costs", "F=1,V=2"), "unknown cost 'V'"),
         (("zb-h1", *SIZES, "-o", "/nowhere/plan.csv"), "cannot write /nowhere/plan.csv: No such file"),
         (("zb-h1", *SIZES, "-o", "/nowhere/plan.json"), "/nowhere/plan.json: No such file"),
     ],
