@@ -231,6 +231,27 @@ def gradient_of(parameter: Tensor) -> Tensor | None:
     return parameter.grad if main_grad is None else main_grad
 
 
+def add_to_main_grad(parameter: Tensor, dtype: torch.dtype) -> None:
+    """Add a parameter's ``grad`` to its ``main_grad`` (made with ``dtype`` where it is missing), and drop ``grad``."""
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    main_grad: Tensor | None = getattr(parameter, "main_grad", None)
+    if main_grad is None:
+        parameter.main_grad = gradient.to(dtype, copy=True)  # type: ignore[attr-defined]
+    else:
+        main_grad.add_(gradient)
+    parameter.grad = None
+
+
+def clear_gradients(parameters: Iterable[Tensor]) -> None:
+    """Drop ``grad`` and ``main_grad``."""
+    for parameter in parameters:
+        parameter.grad = None
+        if getattr(parameter, "main_grad", None) is not None:
+            parameter.main_grad = None  # type: ignore[attr-defined]
+
+
 def tied_in_rank_order(tie: Tie, stage_ranks: Sequence[int]) -> list[Copy]:
     """Return the copies of one parameter in the order in which their gradients are summed: by rank, then by stage."""
     return sorted(tie, key=lambda copy: (stage_ranks[copy[0]], copy[0]))

@@ -1,5 +1,7 @@
 """Stages: what runs on a rank, driven op by op by an engine."""
 
 from pipert.stages.protocol import Grads, StageProtocol, Tensors
+from pipert.stages.stage import Stage
+from pipert.stages.timed import Timed
 
-__all__ = ["Grads", "StageProtocol", "Tensors"]
+__all__ = ["Grads", "Stage", "StageProtocol", "Tensors", "Timed"]

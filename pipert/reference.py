@@ -1,0 +1,221 @@
+"""One step in one process, by plain modules and autograd: what every engine and schedule equals, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipert.errors import ConfigError
+from pipert.numerics import (
+    LossReduction,
+    Tie,
+    add_to_main_grad,
+    as_tensors,
+    check_reduction,
+    clip_coefficient,
+    clip_gradients,
+    divide_gradients,
+    global_norm,
+    gradient_norm,
+    gradient_of,
+    microbatch_loss,
+    model_order,
+    preserved_rng,
+    seed_op,
+    split_microbatches,
+    sum_tied,
+    tied_in_rank_order,
+    total_loss,
+)
+from pipert.ops import OpKind
+
+if TYPE_CHECKING:
+    from pipert.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceResult:
+    """What a reference step returns beside the gradients.
+
+    Attributes:
+        loss: the mean over microbatches, or over tokens; a scalar.
+        losses: that of each microbatch, ``[num_microbatches]``.
+        num_tokens: the tokens of this step and of those before it since the gradients were last finished (with
+            ``loss_reduction="microbatch"``, its microbatches); a scalar.
+        grad_norm: the global norm before clipping, a scalar; None after ``accumulate=True``.
+    """
+
+    loss: Tensor
+    losses: Tensor
+    num_tokens: Tensor
+    grad_norm: Tensor | None
+
+
+def reference_step(
+    plan: Plan,
+    modules: Mapping[int, nn.Module],
+    inputs: Any,
+    targets: Any,
+    loss_fn: Callable[..., Any],
+    *,
+    loss_reduction: LossReduction = "microbatch",
+    seed: int = 0,
+    step: int = 0,
+    tied: Iterable[Tie] = (),
+    clip_norm: float | None = None,
+    main_grad_dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+    num_tokens: Tensor | int = 0,
+) -> ReferenceResult:
+    """Compute one step's loss and gradients without pipeline, engine or split backward.
+
+    Every microbatch, ascending, runs through all modules in one autograd graph. Of the plan only the order counts in
+    which each stage adds its microbatches' gradients, and the stages' ranks, in whose order tied copies are summed.
+    Gradients are added to those that the parameters have already.
+
+    Args:
+        plan: any plan with these stages and microbatches.
+        modules: one per stage; no parameter belongs to two of them (copies do, see ``tied``).
+        inputs: for stage 0, see :func:`pipert.numerics.split_microbatches`.
+        targets: for ``loss_fn``, likewise.
+        loss_fn: takes (output of the last stage, target); returns the loss, or (sum, count).
+        loss_reduction: ``"microbatch"`` or ``"token"``, see :func:`pipert.numerics.microbatch_loss`.
+        seed: with ``step``, stage and microbatch it seeds the random numbers of each forward on the CPU; the caller's
+            random state is the same after as before.
+        step: the number of this step.
+        tied: copies of one parameter, as (stage, name) each; all get the sum of their gradients.
+        clip_norm: the largest global norm; None does not clip.
+        main_grad_dtype: as in :class:`pipert.Stage`.
+        accumulate: leave out what ends a step: tied sums, the division by tokens, the norm and clipping.
+        num_tokens: the ``num_tokens`` that the accumulated steps before this one returned last.
+
+    Returns:
+        The losses and the norm; the gradients are in ``grad`` (or ``main_grad``) of the parameters.
+
+    Raises:
+        ConfigError: modules, inputs, ties or options that do not fit the plan or each other.
+    """
+    stages = range(plan.num_stages)
+    if sorted(modules) != list(stages):
+        raise ConfigError(f"the plan has stages 0 to {plan.num_stages - 1}, modules were given for {sorted(modules)}")
+    reduction = check_reduction(loss_reduction)
+    parameters = [[p for p in modules[stage].parameters() if p.requires_grad] for stage in stages]
+    flat = [p for of_stage in parameters for p in of_stage]
+    if len({id(p) for p in flat}) < len(flat):
+        raise ConfigError("two stages share a parameter; give each its own copy, and name the copies in tied")
+    sums = [_OrderedSum(p, order, main_grad_dtype) for p, order in zip(parameters, _orders(plan), strict=True)]
+
+    microbatches = zip(
+        split_microbatches(inputs, plan.num_microbatches),
+        split_microbatches(targets, plan.num_microbatches),
+        strict=True,
+    )
+    losses = []
+    with preserved_rng(), torch.enable_grad():
+        for microbatch, (batch, target) in enumerate(microbatches):
+            values = as_tensors(batch)
+            for stage in stages:
+                seed_op(seed, step, stage, microbatch)
+                values = as_tensors(modules[stage](*values))
+            loss = microbatch_loss(loss_fn, values, target, reduction, plan.num_microbatches)
+            grads = torch.autograd.grad(loss.root, flat, loss.root_grad, allow_unused=True) if flat else ()
+            at = 0
+            for stage in stages:
+                sums[stage].add(microbatch, grads[at : at + len(parameters[stage])])
+                at += len(parameters[stage])
+            losses.append(replace(loss, root=loss.value))  # without its graph
+
+    mean, per_microbatch, count = total_loss(losses)
+    count = count + num_tokens
+    norm = None
+    if not accumulate:
+        norm = _finish(modules, plan.stage_ranks, tied, clip_norm, count if reduction == "token" else None)
+    return ReferenceResult(mean, per_microbatch, count, norm)
+
+
+class _OrderedSum:
+    """Adds the gradients of a stage's microbatches in the plan's order, in whatever order they come."""
+
+    def __init__(self, parameters: list[nn.Parameter], order: list[int], main_grad_dtype: torch.dtype | None) -> None:
+        self._parameters = parameters
+        self._order = iter(order)
+        self._next = next(self._order, None)
+        self._main_grad_dtype = main_grad_dtype
+        self._waiting: dict[int, Sequence[Tensor | None]] = {}
+
+    def add(self, microbatch: int, grads: Sequence[Tensor | None]) -> None:
+        self._waiting[microbatch] = grads
+        while self._next is not None and self._next in self._waiting:
+            for parameter, grad in zip(self._parameters, self._waiting.pop(self._next), strict=True):
+                if grad is not None:
+                    self._add(parameter, grad)
+            self._next = next(self._order, None)
+
+    def _add(self, parameter: nn.Parameter, grad: Tensor) -> None:
+        if self._main_grad_dtype is not None:
+            parameter.grad = grad
+            add_to_main_grad(parameter, self._main_grad_dtype)
+        elif parameter.grad is None:
+            parameter.grad = grad.clone()  # autograd's results may share memory
+        else:
+            parameter.grad += grad
+
+
+def _orders(plan: Plan) -> list[list[int]]:
+    """Return, per stage, its microbatches in the order in which their gradients are added."""
+    orders: list[list[int]] = [[] for _ in range(plan.num_stages)]
+    for op in plan.ops:
+        for part in op.unpacked:
+            if part.kind in (OpKind.BACKWARD, OpKind.WEIGHT_GRAD):
+                orders[part.stage].append(part.microbatch)
+    for stage, order in enumerate(orders):
+        if sorted(order) != list(range(plan.num_microbatches)):
+            raise ConfigError(f"the plan has no backward for each microbatch of stage {stage}")
+    return orders
+
+
+def _finish(
+    modules: Mapping[int, nn.Module],
+    stage_ranks: Sequence[int],
+    tied: Iterable[Tie],
+    clip_norm: float | None,
+    num_tokens: Tensor | None,
+) -> Tensor:
+    named = {
+        (stage, name): parameter
+        for stage in sorted(modules)
+        for name, parameter in modules[stage].named_parameters()
+        if parameter.requires_grad
+    }
+    ties = [tied_in_rank_order(tie, stage_ranks) for tie in tied]
+    for tie in ties:
+        for copy in tie:
+            if copy not in named:
+                raise ConfigError(f"tied names {copy[1]!r} on stage {copy[0]}, which has no such parameter to train")
+        _set_gradients([named[copy] for copy in tie])
+    if num_tokens is not None:
+        divide_gradients(named.values(), num_tokens)
+    names: dict[int, list[str]] = {}
+    for stage, name in named:
+        names.setdefault(stage, []).append(name)
+    norm = global_norm([gradient_norm(named[copy]) for copy in model_order(names, ties)])
+    if clip_norm is not None:
+        clip_gradients(named.values(), clip_coefficient(norm, clip_norm))
+    return norm
+
+
+def _set_gradients(copies: list[nn.Parameter]) -> None:
+    """Give all copies of a parameter the sum of their gradients."""
+    total = sum_tied([gradient_of(copy) for copy in copies])
+    if total is None:
+        return
+    for copy in copies:
+        gradient = gradient_of(copy)
+        if gradient is None:
+            copy.grad = total.clone()
+        else:
+            gradient.copy_(total)

@@ -1,0 +1,94 @@
+"""The few things that stages ask of torch's autograd graph, and the two ways in which they run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+# torch.autograd.grad and .backward end in this call. Their own checks cost as much as a small backward, they do not
+# let a gradient be summed to its edge's shape as a node's result is, and the engine repeats them.
+_run = Variable._execution_engine.run_backward
+
+PythonNode: type = torch._C._FunctionBase
+"""The node of a ``torch.autograd.Function``."""
+
+_SavedTensor: Any = torch._C._autograd.SavedTensor
+
+
+def _accumulate_grad_type() -> type:
+    leaf = torch.empty(0, requires_grad=True)
+    return type(get_gradient_edge(leaf).node)
+
+
+AccumulateGrad: Any = _accumulate_grad_type()
+"""The node at which a leaf's gradient arrives."""
+
+
+def gradient_edge(tensor: Tensor) -> GradientEdge:
+    """Return where the gradient of ``tensor`` enters the graph; it keeps the graph alive, but not the tensor."""
+    node = tensor.grad_fn
+    if node is None or isinstance(node, PythonNode):
+        return get_gradient_edge(tensor)
+    return GradientEdge(node, tensor.output_nr)
+
+
+def accumulate(edges: Sequence[GradientEdge], grads: Sequence[Tensor]) -> None:
+    """Run the graph from ``edges``, add to the leaves' ``grad``, and free it."""
+    if edges:
+        _run(tuple(edges), tuple(grads), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def gradients(
+    edges: Sequence[GradientEdge], grads: Sequence[Tensor], wanted: Sequence[Tensor | GradientEdge]
+) -> Sequence[Tensor | None]:
+    """Run the graph from ``edges`` only as far as ``wanted`` needs, free what ran, return what arrived there."""
+    if not edges or not wanted:
+        return (None,) * len(wanted)
+    arrived: Sequence[Tensor | None] = _run(
+        tuple(edges), tuple(grads), False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
+    )
+    return arrived
+
+
+if hasattr(_SavedTensor, "unpack_hook"):
+
+    def is_hooked(saved: Any) -> bool:
+        """Whether a saved tensor (``node._raw_saved_x``) stands under saved-tensor hooks, as in a checkpoint."""
+        return saved.unpack_hook is not None
+
+else:  # torch < 2.13 does not show a saved tensor's hooks, but refuses to set them twice
+
+    def is_hooked(saved: Any) -> bool:
+        """Whether a saved tensor (``node._raw_saved_x``) stands under saved-tensor hooks, as in a checkpoint."""
+        try:
+            saved.register_hooks(_same, _same)
+        except RuntimeError:
+            return True
+        return False
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Return what tells apart the memory of tensors that live at the same time."""
+    return tensor.untyped_storage().data_ptr()
+
+
+__all__ = [
+    "AccumulateGrad",
+    "GradientEdge",
+    "Node",
+    "PythonNode",
+    "accumulate",
+    "gradient_edge",
+    "gradients",
+    "is_hooked",
+    "storage_id",
+]
