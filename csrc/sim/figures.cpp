@@ -65,8 +65,9 @@ struct Interval {
   double length() const { return std::max(0.0, end - begin); }
 };
 
-// How long between idle_from and idle_to the op's inputs were on the way: from the end of the op that made one to the
-// end of its RECV. An overlapped pair can wait for two.
+// How long between idle_from and idle_to, the start of the op, its inputs were on the way: from the end of the op that
+// made one to the end of its RECV. An overlapped pair can wait for two. If the last RECV ended while the rank was idle,
+// then the op was waiting for it, and the rest until its start went into noticing: that counts too.
 double exposed_wait(const Plan& plan, std::span<const double> end, int32_t op, double idle_from, double idle_to) {
   std::array<Interval, 2> waits{Interval{idle_from, idle_from}, Interval{idle_from, idle_from}};
   size_t num_waits = 0;
@@ -76,6 +77,8 @@ double exposed_wait(const Plan& plan, std::span<const double> end, int32_t op, d
     for (const int32_t source : plan.deps_of(plan.partner_of(dep))) made = std::max(made, end[source]);
     waits[num_waits++] = {std::min(made, idle_to), std::clamp(end[dep], idle_from, idle_to)};
   }
+  Interval& last = waits[0].end >= waits[1].end ? waits[0] : waits[1];
+  if (last.end > idle_from) last.end = idle_to;
   const Interval both{std::max(waits[0].begin, waits[1].begin), std::min(waits[0].end, waits[1].end)};
   return waits[0].length() + waits[1].length() - both.length();
 }

@@ -24,7 +24,7 @@ class Report:
         compute_times: per rank, the time in which it computes.
         peak_activation: per rank, the most that it holds at one time, in the unit of the costs.
         exposed_comm: per rank, the time in which it computes nothing and the input of its next op is on the way: that
-            input has been made, but not yet arrived.
+            input has been made, but has not arrived and been noticed yet.
         trace: the times that all this is taken from.
     """
 

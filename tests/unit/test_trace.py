@@ -65,6 +65,14 @@ def test_records_of_one_rank_can_be_sent_on(predicted, measured):
     assert again == measured
 
 
+def test_noticing_what_has_arrived_is_exposed_too():
+    plan = pipert.compile(schedules.build("gpipe", num_ranks=2, num_microbatches=1))
+    times = {"0F0": (0, 10), "0SEND_F0": (12, 15), "1RECV_F0": (12, 15), "1F0": (19, 29), "1B0": (29, 39)}
+    times |= {"1SEND_B0": (40, 42), "0RECV_B0": (40, 42), "0B0": (45, 50)}
+    rows = [struct.pack("<IIqqq", op, 0, 0, *times[text]) for op, text in enumerate(plan.op_text)]
+    assert measure(Trace.from_records(plan, rows)).exposed_comm == (6.0, 9.0)
+
+
 def test_figures_need_all_ranks(predicted):
     plan = predicted.trace.plan
     part = Trace.from_records(plan, [records(plan, predicted.trace, 0)])
