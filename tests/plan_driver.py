@@ -121,13 +121,17 @@ class Ranks:
     def pid(self, rank):
         return self.processes[rank].pid
 
+    def close_pipe(self, rank):
+        """Expects nothing from this rank any more."""
+        self._pipes[rank].close()
+
     def results(self, timeout=60):
         """Per rank: its value, or the exception that it ended with, or None if it was killed."""
         answers = []
         for pipe, process in zip(self._pipes, self.processes, strict=True):
             answer = None
             try:
-                if pipe.poll(timeout):
+                if not pipe.closed and pipe.poll(timeout):
                     kind, value = pipe.recv()
                     answer = value if kind == "value" else value[1]
             except EOFError:

@@ -1,3 +1,5 @@
+#include <string_view>
+
 #include "bindings/bindings.h"
 #include "core/error.h"
 
@@ -14,7 +16,11 @@ void raise_python(const Error& error) {
   if (context.rank) keywords["rank"] = *context.rank;
   if (!context.op.empty()) keywords["op"] = context.op;
   if (context.step) keywords["step"] = *context.step;
-  py::object exception = type(error.what(), **keywords);
+  // The text may quote bytes of a file, or be a peer's, cut anywhere.
+  const std::string_view text = error.what();
+  const auto message = py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+  py::object exception = type(message, **keywords);
   PyErr_SetObject(type.ptr(), exception.ptr());
 }
 

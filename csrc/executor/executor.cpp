@@ -39,6 +39,9 @@ Executor::Executor(std::shared_ptr<const Plan> plan, std::shared_ptr<Channels> c
   if (channels_->topology().fingerprint != plan_->fingerprint) {
     throw ConfigError("the channels were made for another plan");
   }
+  if (options_.spin_ns < 0 || options_.timeout_ns <= 0) {
+    throw ConfigError("the spin time must not be negative, the timeout must be positive");
+  }
   std::sort(ranks.begin(), ranks.end());
   for (int32_t rank = 0, index = 0; rank < plan_->num_ranks; ++rank) {
     const bool named = index < static_cast<int32_t>(ranks.size()) && ranks[index] == rank;
@@ -51,7 +54,7 @@ Executor::Executor(std::shared_ptr<const Plan> plan, std::shared_ptr<Channels> c
       throw ConfigError("the list of ranks names one twice, or one that the plan does not have");
     }
   }
-  if (!channels_->claim()) throw ConfigError("these channels are closed, or another executor uses them");
+  if (!channels_->claim()) throw ConfigError("another executor uses these channels, or they are closed or have failed");
   try {
     build_lanes(ranks);
   } catch (...) {
@@ -196,7 +199,6 @@ void Executor::step(int64_t step, ComputeHost& host) {
   if (running_.exchange(true)) throw Error("step was called while a step runs", {.step = step});
   step_ = step;
   try {
-    if (channels_->closed()) throw Error("step was called after close", {.step = step});
     run_step(host);
   } catch (...) {
     if (!channels_->failure().raised()) {  // what the host threw; our own failures raise the flag first
@@ -220,8 +222,8 @@ void Executor::step(int64_t step, ComputeHost& host) {
 void Executor::run_step(ComputeHost& host) {
   const FailureFlag& failure = channels_->failure();
   if (failed_) throw Error("no step can follow a failure: " + failure.failure().text, {.step = step_});
-  if (failure.raised()) throw_failure();
-  const uint64_t step = steps_++;
+  const uint64_t step = steps_;
+  steps_ = step + 1;
   for (const std::unique_ptr<RecvLane>& lane : recv_lanes_) lane->begin_step(step);
   for (size_t index = 0; index < program_.size(); ++index) {
     ComputeOp& op = program_[index];
@@ -396,11 +398,13 @@ SlotView Executor::slot(int32_t recv_op) const {
 std::string Executor::status() const {
   const int32_t current = current_.load(std::memory_order_relaxed);
   const int32_t awaited = awaited_.load(std::memory_order_relaxed);
-  const auto progress = [](const Cursor& cursor) {
-    const uint64_t done = cursor.finished.value();
-    return std::to_string(done) + " ops finished";
+  const uint64_t steps = steps_;
+  const auto progress = [steps](const Cursor& cursor) {
+    const uint64_t before = steps == 0 ? 0 : (steps - 1) * cursor.ops_per_step;
+    return std::to_string(cursor.finished.value() - before) + " of " + std::to_string(cursor.ops_per_step) +
+           " ops finished";
   };
-  std::string lines;
+  std::string lines = steps == 0 ? "no step yet\n" : "step " + std::to_string(step_) + "\n";
   for (int32_t rank = 0; rank < plan_->num_ranks; ++rank) {
     if (!channels_->serves(rank)) continue;
     lines += "rank " + std::to_string(rank) + " compute: " + progress(compute_[rank]);
@@ -417,7 +421,7 @@ std::string Executor::status() const {
   for (const std::unique_ptr<RecvLane>& lane : recv_lanes_) {
     const uint64_t taken = lane->cursor().finished.value();
     lines += "rank " + std::to_string(lane->rank()) + " receive from " + std::to_string(lane->peer()) + ": " +
-             progress(lane->cursor()) + ", " + std::to_string(lane->offered() - taken) + " offered, next is " +
+             progress(lane->cursor()) + ", " + std::to_string(lane->offered() - taken) + " offered and open, next is " +
              text(lane->ops()[taken % lane->ops().size()].op) + "\n";
   }
   if (channels_->failure().raised()) lines += "failed: " + channels_->failure().failure().text + "\n";
@@ -425,11 +429,11 @@ std::string Executor::status() const {
 }
 
 void Executor::abort(const std::string& reason) {
-  const int32_t rank = std::max(channels_->rank(), 0);
+  const int32_t rank = channels_->rank();
   channels_->fail({.kind = FailureKind::kAborted,
                    .rank = rank,
                    .op = {},
-                   .text = "rank " + std::to_string(rank) + " was aborted: " + reason});
+                   .text = (rank < 0 ? "the step" : "rank " + std::to_string(rank)) + " was aborted: " + reason});
 }
 
 }  // namespace pipert

@@ -120,9 +120,9 @@ class Executor {
   std::atomic<bool> running_{false};
   std::atomic<int32_t> current_{-1};  // the op that the compute thread runs or is about to run
   std::atomic<int32_t> awaited_{-1};  // the op that it waits for; -1 while it computes
-  int64_t step_ = -1;                 // as the caller counts
+  std::atomic<int64_t> step_{-1};     // as the caller counts
   bool failed_ = false;
-  uint64_t steps_ = 0;  // begun since the executor was made
+  std::atomic<uint64_t> steps_{0};  // begun since the executor was made
 };
 
 }  // namespace pipert

@@ -76,7 +76,11 @@ std::shared_ptr<Channels> Channels::shm(Topology topology, int32_t rank, const s
 // they wait for an arrival, in the topology's order: nobody waits in a circle.
 void Channels::try_edges(int64_t deadline_ns, const Interrupt& interrupt) {
   const auto await = [&](const Edge& edge, Counter& event, uint64_t target) {
-    while (!event.sleep(target, kSliceNs)) {
+    const int32_t peer = edge.source == rank_ ? edge.destination : edge.source;
+    for (;;) {
+      const bool gone = left(peer);  // before the last look at the event
+      if (event.sleep(target, kSliceNs)) return;
+      if (gone) throw PeerLost("rank " + std::to_string(peer) + " left while connecting", {.rank = peer});
       if (failure_.raised()) throw PeerLost(failure_.failure().text, {.rank = failure_.failure().rank});
       if (now_ns() > deadline_ns) throw TransportError(edge_text(edge) + " carried nothing in time", {.rank = rank_});
       if (interrupt) interrupt();
@@ -115,6 +119,7 @@ void Channels::fail(Failure failure) noexcept {
 
 void Channels::close() noexcept {
   if (closed_.exchange(true)) return;
+  failure_.raise({.kind = FailureKind::kAborted, .rank = rank_, .op = {}, .text = "the channels were closed"});
   if (mesh_) mesh_->close();
 }
 

@@ -42,11 +42,11 @@ class Channels {
   // Whether a rank has closed its channels: nothing more will come from it.
   bool left(int32_t rank) const noexcept { return mesh_ && mesh_->left(rank); }
 
-  // One executor at a time: the ends count messages. False when somebody else has it, or after close().
-  bool claim() noexcept { return !claimed_.exchange(true) && !closed_; }
+  // One executor at a time: the ends count messages. False when there is one, or after a failure or close().
+  bool claim() noexcept { return !failure_.raised() && !claimed_.exchange(true); }
   void release() noexcept { claimed_ = false; }
 
-  // Says goodbye. Memory that somebody looks at stays.
+  // Says goodbye, and ends the step that runs, if one does. Memory that somebody looks at stays.
   void close() noexcept;
   bool closed() const noexcept { return closed_; }
 

@@ -64,6 +64,50 @@ def test_a_killed_rank_is_named_by_all_others():
     assert last[2] == "2RECV_F2"  # rank 2 waits for exactly what rank 1 did not send any more
 
 
+def test_a_death_is_noticed_although_a_forked_child_keeps_the_connections_open():
+    plan = compile_plan()
+
+    def body(rank, session):
+        driver = drive(plan, rank, session)
+        driver.step(0)
+        if rank == 1:
+            child = os.fork()
+            if child == 0:
+                time.sleep(5)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        begin = time.monotonic()
+        with pytest.raises(pipert.PeerLost, match="rank 1 died") as lost:
+            driver.step(1)
+        return lost.value.op, time.monotonic() - begin < 4
+
+    ranks = Ranks(2, body)
+    ranks.close_pipe(1)  # the child keeps it open, too
+    first, _ = ranks.results()
+    op, in_time = first
+    assert op.startswith("0")
+    assert in_time
+
+
+def test_a_forked_child_can_drop_what_it_inherited():
+    plan = compile_plan()
+
+    def body(rank, session):
+        driver = drive(plan, rank, session)
+        driver.step(0)
+        child = os.fork()
+        if child == 0:
+            driver.close()
+            os._exit(0)
+        driver.step(1)
+        _, status = os.waitpid(child, 0)
+        driver.step(2)
+        driver.close()
+        return status
+
+    assert Ranks(2, body).results() == [0, 0]
+
+
 def test_a_handlers_exception_reaches_the_peers_as_text():
     plan = compile_plan(num_ranks=3)
 
@@ -82,6 +126,23 @@ def test_a_handlers_exception_reaches_the_peers_as_text():
         assert type(error) is pipert.PeerLost
         assert "rank 2 failed at 2F1: ValueError: boom" in str(error)
         assert (error.rank, error.step) == (2, 7)
+
+
+def test_any_text_of_an_exception_reaches_the_peers():
+    plan = compile_plan()
+
+    def body(rank, session):
+        driver = drive(plan, rank, session)
+        if rank == 1:
+
+            def fail():
+                raise ValueError("\u00e9" * 10_000)
+
+            driver.before["1F0"] = fail
+        with pytest.raises(ValueError if rank == 1 else pipert.PeerLost, match="\u00e9\u00e9\u00e9"):
+            driver.step(0)
+
+    assert Ranks(2, body).results() == [None, None]
 
 
 def test_a_rank_that_leaves_early_is_lost():

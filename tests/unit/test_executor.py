@@ -145,7 +145,7 @@ def test_calls_in_the_wrong_order_are_refused():
         executor.bind([3] * len(driver.rows))
     channels = _core.Channels.local(plan.native)
     first = _core.Executor(plan.native, channels, [0, 1, 2], spin_us=0, timeout_ms=1000)
-    with pytest.raises(pipert.ConfigError, match="another executor uses them"):
+    with pytest.raises(pipert.ConfigError, match="another executor uses"):
         _core.Executor(plan.native, channels, [0, 1, 2], spin_us=0, timeout_ms=1000)
     first.close()
     with pytest.raises(pipert.ConfigError, match="before bind"):
@@ -226,3 +226,31 @@ def test_a_signal_in_a_handler_ends_the_step():
         driver.step(0)
     with pytest.raises(pipert.PipertError, match="KeyboardInterrupt"):
         driver.step(1)
+
+
+def test_closing_the_channels_ends_the_executor():
+    driver = make()
+    driver.step(0)
+    driver.channels.close()
+    with pytest.raises(pipert.PipertError, match="the channels were closed"):
+        driver.step(1)
+    with pytest.raises(pipert.ConfigError, match="closed or have failed"):
+        _core.Executor(driver.plan.native, driver.channels, [0, 1, 2], spin_us=0, timeout_ms=1000)
+
+
+@pytest.mark.parametrize(("spin_us", "timeout_ms"), [(-1, 1000), (0, 0), (0, -5)])
+def test_times_out_of_range_are_refused(spin_us, timeout_ms):
+    with pytest.raises(pipert.ConfigError, match="must"):
+        make(spin_us=spin_us, timeout_ms=timeout_ms)
+
+
+def test_status_tells_where_every_lane_stands():
+    driver = make(num_ranks=2, num_microbatches=2)
+    assert driver.executor.status().startswith("no step yet")
+    seen = []
+    driver.before["1F1"] = lambda: seen.append(driver.executor.status())
+    driver.step(4)
+    assert "step 4\n" in seen[0]
+    assert "rank 1 compute: 2 of 4 ops finished, runs 1F1" in seen[0]
+    assert "rank 1 receive from 0: 2 of 2 ops finished" in seen[0]
+    assert "rank 1 send to 0: 2 of 2 ops finished" in driver.executor.status()

@@ -57,7 +57,11 @@ void Mapping::populate(size_t offset, size_t bytes) const {
   const size_t last = std::min(bytes_, offset + bytes);
   std::byte* start = data_ + first;
   if (last - first >= kHugePage) madvise(start, last - first, MADV_HUGEPAGE);  // fewer TLB misses; a wish only
-  if (madvise(start, last - first, MADV_POPULATE_WRITE) == 0) return;
+  int result = 0;
+  do {
+    result = madvise(start, last - first, MADV_POPULATE_WRITE);
+  } while (result != 0 && (errno == EINTR || errno == EAGAIN));
+  if (result == 0) return;
   if (errno == EINVAL) {  // a kernel before 5.14: read every page, which brings it in as well
     for (size_t at = first; at < last; at += page_bytes()) {
       static_cast<void>(*static_cast<const volatile std::byte*>(data_ + at));
