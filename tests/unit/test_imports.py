@@ -1,9 +1,13 @@
 """What may be imported when: planning needs no torch, and importing pipert needs nothing that is heavy."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Runs the command line with imports of torch and numpy made to fail.
 WITHOUT_TORCH = """
@@ -14,8 +18,10 @@ main()
 """
 
 
-def run(code, *arguments):
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+def run(code, *arguments, cwd=None):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 def test_import_needs_neither_torch_nor_the_core():
@@ -23,10 +29,22 @@ def test_import_needs_neither_torch_nor_the_core():
     assert result.stdout.strip() == "[]", result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"]], ids=" ".join)
-def test_commands_without_torch(arguments):
-    result = run(WITHOUT_TORCH, *arguments)
-    assert result.returncode == 0, result.stderr
+PLANNING = [
+    "--version",
+    "--help",
+    "schedules",
+    "plan zb-v --ranks 2 --microbatches 4",
+    "plan zb-v --ranks 2 --microbatches 4 --format json -o plan.json",
+    "check plan.json",
+    "simulate plan.json --json",
+    "view plan.json -o timeline.html",
+]
+
+
+def test_planning_needs_no_torch(tmp_path):
+    for command in PLANNING:
+        result = run(WITHOUT_TORCH, *command.split(), cwd=tmp_path)
+        assert result.returncode == 0, (command, result.stderr)
 
 
 def test_unknown_name_is_an_attribute_error():

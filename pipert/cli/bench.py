@@ -1,0 +1,60 @@
+"""``pipert bench``: the microbenchmarks, with the peer's figures and the bars beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from pipert.errors import ConfigError
+
+AREAS = ("runtime",)
+
+
+def bench(
+    area: str = typer.Argument("runtime", help=f"What to measure: {', '.join(AREAS)}."),
+    as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
+    out: Path | None = typer.Option(None, "-o", "--out", help="Also write the JSON to this file."),
+) -> None:
+    """Measure the runtime beside torch.distributed.pipelining, in turns, and show medians (some minutes).
+
+    Keep the machine otherwise idle: a bar that is missed is shown, and changes no exit code.
+    """
+    if area not in AREAS:
+        raise ConfigError(f"unknown area {area!r}; there is: {', '.join(AREAS)}")
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is not a folder")
+    import torch
+
+    from pipert.bench.figure import as_json as to_json
+    from pipert.bench.figure import as_table
+    from pipert.bench.runtime import PARTS
+
+    figures = []
+    progress = Console(stderr=True)
+    with progress.status("") as status:
+        for name, measure in PARTS.items():
+            status.update(f"measuring: {name.replace('_', ' ')}")
+            figures += measure()
+    machine = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],
+    }
+    text = json.dumps({"area": area, "machine": machine, "figures": to_json(figures)}, indent=1)
+    if out is not None:
+        out.write_text(text + "\n")
+    if as_json:
+        typer.echo(text)
+    else:
+        Console(highlight=False).print(as_table(figures))
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``bench`` to the command line."""
+    app.command()(bench)
