@@ -218,6 +218,7 @@ class Stage:
             nodes = [edge.node for edge in kept.edges or ()]
             leaves = [leaf for leaf in kept.leaves if leaf is not None]
             num_bytes = held_bytes(nodes, (*kept.inputs, *leaves), self._owned())
+            num_bytes += kept.rng.num_bytes if kept.rng is not None else 0
             self._sizes[state, kept.shapes] = num_bytes
         kept.num_bytes = num_bytes
         self._held_bytes += num_bytes

@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ZOO, make, needs_grad
 
@@ -200,31 +199,3 @@ def test_attention_splits_all_four_projections():
     _, first, second = work_of("transformer-layer")
     assert second["mm"] == 4
     assert first["mm"] == 4
-
-
-def memory(name, num_rows=1000):
-    """Bytes held after F, after I, and after W, as the stage tells, for a batch of ``num_rows``."""
-    torch.manual_seed(0)
-    module = {
-        "mlp": lambda: nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8, bias=False), nn.Tanh()),
-        "norm": lambda: nn.LayerNorm(8),
-    }[name]()
-    stage = Stage(module)
-    held = []
-    stage.forward(0, (torch.randn(num_rows, 8).requires_grad_(),))
-    held.append(stage.activation_bytes)
-    stage.input_grad(0, (torch.randn(num_rows, 8),))
-    held.append(stage.activation_bytes)
-    stage.weight_grad(0)
-    held.append(stage.activation_bytes)
-    return held
-
-
-def test_memory_follows_the_ops():
-    one = 1000 * 8 * 4
-    # x, the GELU's input and output, the Tanh's output; then x and the GELU's output with two gradients
-    assert memory("mlp") == [4 * one, 4 * one, 0]
-    forward, rest, end = memory("norm")
-    assert forward > one
-    assert rest == 2 * 8 * 4  # the two gradients themselves
-    assert end == 0
