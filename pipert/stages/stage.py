@@ -175,6 +175,11 @@ class Stage:
         self._held_bytes = 0
 
     @property
+    def recomputes(self) -> bool:
+        """Whether the whole stage is recomputed."""
+        return self._recomputes
+
+    @property
     def activation_bytes(self) -> int:
         """The memory held now for unfinished microbatches, parameters not counted.
 

@@ -1,0 +1,168 @@
+"""Runs the compute ops of one stage: takes what has arrived, calls the stage, hands on what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipert.engine.ports import Sink, Source
+from pipert.errors import LaneTimeout, PipertError, StageError, TransportError
+from pipert.numerics import seed_op
+from pipert.ops import OpKind
+from pipert.stages import Grads, StageProtocol, Tensors
+
+Handler = Callable[[int], None]
+
+
+class Meter:
+    """The activation bytes of one rank, and their peak."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.peak = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The four ends of a stage.
+
+    Attributes:
+        inputs: gives the stage's inputs.
+        outputs: takes its outputs.
+        grads: gives the gradients of its outputs, those that need one.
+        input_grads: takes the gradients of its inputs, those that need one.
+    """
+
+    inputs: Source
+    outputs: Sink
+    grads: Source
+    input_grads: Sink
+
+
+class Driver:
+    """One stage and its ports.
+
+    Memory: what lies in a receive slot may be used until the last op of its (stage, microbatch). What is handed on
+    lives longer, so a result that lies in a slot (a stage that passes an input through) is copied.
+    """
+
+    def __init__(
+        self,
+        stage: StageProtocol,
+        stage_idx: int,
+        rank: int,
+        num_microbatches: int,
+        seed: int,
+        ports: Ports,
+        meter: Meter,
+    ) -> None:
+        self.stage = stage
+        self._stage_idx = stage_idx
+        self._rank = rank
+        self._seed = seed
+        self._step = 0
+        self._inputs = ports.inputs
+        self._outputs = ports.outputs
+        self._grads = ports.grads
+        self._input_grads = ports.input_grads
+        self._needs_grad: list[list[bool]] = [[]] * num_microbatches
+        self._meter = meter
+        self._held = 0
+
+    def start(self, step: int) -> None:
+        """Begin a step."""
+        self._step = step
+
+    def discard(self) -> None:
+        """Forget everything unfinished, after a step that failed."""
+        self.stage.discard()
+        self._inputs.clear()
+        self._grads.clear()
+        self._measure()
+
+    def handler(self, kind: OpKind, *, training: bool) -> Handler:
+        """Return the function that the executor calls, with the microbatch, for ops of this kind."""
+        run = {
+            OpKind.FORWARD: self._forward if training else self._forward_only,
+            OpKind.BACKWARD: self._backward,
+            OpKind.INPUT_GRAD: self._input_grad,
+            OpKind.WEIGHT_GRAD: self._weight_grad,
+            OpKind.RECOMPUTE: self._recompute,
+        }[kind]
+        measure = self._measure
+
+        def handle(microbatch: int) -> None:
+            try:
+                run(microbatch)
+            except Exception as error:
+                if _names_its_place(error):
+                    raise
+                raise self._failure(kind, microbatch, error) from error
+            measure()
+
+        return handle
+
+    def _forward(self, microbatch: int) -> None:
+        inputs = self._take_inputs(microbatch)
+        self._needs_grad[microbatch] = [tensor.requires_grad for tensor in inputs]
+        outputs = self.stage.forward(microbatch, inputs)
+        self._outputs.give(microbatch, self._owned(microbatch, outputs))
+
+    def _forward_only(self, microbatch: int) -> None:
+        outputs = self.stage.forward_only(self._take_inputs(microbatch))
+        self._outputs.give(microbatch, self._owned(microbatch, outputs))
+        self._release(microbatch)
+
+    def _recompute(self, microbatch: int) -> None:
+        self.stage.recompute(microbatch)
+
+    def _backward(self, microbatch: int) -> None:
+        grads = self.stage.backward(microbatch, self._grads.take(microbatch))
+        self._give_input_grads(microbatch, grads)
+        self._release(microbatch)
+
+    def _input_grad(self, microbatch: int) -> None:
+        grads = self.stage.input_grad(microbatch, self._grads.take(microbatch))
+        self._give_input_grads(microbatch, grads)
+
+    def _weight_grad(self, microbatch: int) -> None:
+        self.stage.weight_grad(microbatch)
+        self._release(microbatch)
+
+    def _take_inputs(self, microbatch: int) -> Tensors:
+        seed_op(self._seed, self._step, self._stage_idx, microbatch)
+        return self._inputs.take(microbatch)  # type: ignore[return-value]  # inputs are never missing, gradients may be
+
+    def _give_input_grads(self, microbatch: int, grads: Grads) -> None:
+        needs_grad = self._needs_grad[microbatch]
+        if False in needs_grad:
+            grads = tuple(grad for grad, needed in zip(grads, needs_grad, strict=True) if needed)
+        self._input_grads.give(microbatch, self._owned(microbatch, grads))
+
+    def _owned(self, microbatch: int, tensors: Grads) -> Grads:
+        return self._grads.owned(microbatch, self._inputs.owned(microbatch, tensors))
+
+    def _release(self, microbatch: int) -> None:
+        self._inputs.release(microbatch)
+        self._grads.release(microbatch)
+
+    def _measure(self) -> None:
+        held = self.stage.activation_bytes + self._inputs.bytes_held + self._grads.bytes_held
+        meter = self._meter
+        meter.held += held - self._held
+        self._held = held
+        if meter.held > meter.peak:
+            meter.peak = meter.held
+
+    def _failure(self, kind: OpKind, microbatch: int, error: Exception) -> StageError:
+        op = f"{self._stage_idx}{kind.text}{microbatch}"
+        return StageError(
+            f"rank {self._rank}, {op}, step {self._step}: {type(error).__name__}: {error}",
+            rank=self._rank,
+            op=op,
+            step=self._step,
+        )
+
+
+def _names_its_place(error: Exception) -> bool:
+    return isinstance(error, (TransportError, LaneTimeout)) or (isinstance(error, PipertError) and error.op is not None)

@@ -1,0 +1,257 @@
+"""The engine: plan and stages in, steps out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipert.engine import dump
+from pipert.engine.adopt import adopt, modules_of
+from pipert.engine.result import StepResult
+from pipert.engine.routes import has_backward
+from pipert.engine.runner import Runner, Settings
+from pipert.errors import ConfigError, LaneTimeout, PeerLost, PipertError
+from pipert.finish import Finish, Optimizer
+from pipert.lowering import compile
+from pipert.numerics import (
+    LossReduction,
+    MicrobatchLoss,
+    Tie,
+    as_tensors,
+    check_reduction,
+    preserved_rng,
+    split_microbatches,
+    total_loss,
+)
+from pipert.rendezvous import Group, meet
+from pipert.schedules import forward_only
+from pipert.stages import Stage, StageProtocol, Tensors
+
+if TYPE_CHECKING:
+    from pipert.plan import Plan
+
+
+class Engine:
+    """Runs a plan, step by step.
+
+    Without a process group all ranks live in this process: compute runs on the calling thread, in the plan's global
+    order. With one, each process is a rank, and the ranks (of one machine) share memory; the group is used to meet and
+    at the end of a step, never within. Constructing, stepping and closing are collective.
+
+    Random numbers: every forward is seeded from (seed, step, stage, microbatch); the caller's generator is left as it
+    was. Whether modules are in training or evaluation mode is the caller's business, in :meth:`eval_step` too.
+
+    Args:
+        plan: what to run.
+        stages: this process's stages by their number; a module is wrapped in :class:`pipert.Stage`, with recomputation
+            where the plan has it.
+        loss_fn: ``loss_fn(output, target)`` on the last stage's output (a tuple if it has several); it returns the
+            loss, or (sum, number of tokens) with ``loss_reduction="token"``. None if no stage computes gradients.
+        process_group: the ranks' group, rank by rank; it must be able to move tensors of host memory (gloo).
+        optimizer: steps over the parameters of this process's stages. Without one, gradients accumulate and stay for
+            the caller, who also drops them.
+        clip_norm: the largest global gradient norm.
+        tied: copies of one parameter on several stages, as ``(stage, parameter name)`` each; their gradients are summed
+            in rank order onto all copies.
+        loss_reduction: ``"microbatch"``, the mean of the microbatches' losses, or ``"token"``, the mean over tokens.
+        seed: of the random numbers.
+        timeout_ms: the longest wait for another rank.
+
+    Attributes:
+        num_steps: how many steps have been run, and so the number of the next one; set it to resume.
+
+    Raises:
+        ConfigError: the plan is for other ranks or stages; a stage, parameter or option that cannot be honoured; on
+            every rank, naming the rank that cannot start.
+        TransportError: the ranks are not on one machine, or do not reach each other in time.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        stages: Mapping[int, nn.Module | StageProtocol],
+        loss_fn: Callable[..., Any] | None = None,
+        *,
+        process_group: Group | None = None,
+        optimizer: Optimizer | None = None,
+        clip_norm: float | None = None,
+        tied: Iterable[Tie] = (),
+        loss_reduction: LossReduction = "microbatch",
+        seed: int = 0,
+        timeout_ms: int = 600_000,
+    ) -> None:
+        rank = None if process_group is None else dist.get_rank(process_group)
+        self.plan = plan
+        self.num_steps = 0
+        self._trains = has_backward(plan)
+        self._ranks = tuple(range(plan.num_ranks)) if rank is None else (rank,)
+        self._loss_reduction = loss_reduction
+        self._num_tokens: Tensor | None = None
+        self._closed: str | None = None
+        self._runners: dict[bool, Runner] = {}
+        fault: PipertError | None = None
+        try:
+            self._stages = adopt(plan, stages, self._ranks)
+            self._finish = Finish(
+                plan.stage_ranks,
+                modules_of(self._stages),
+                rank,
+                process_group,
+                tied=tied,
+                optimizer=optimizer,
+                clip_norm=clip_norm,
+            )
+            check_reduction(loss_reduction)
+            if loss_fn is None and self._trains and isinstance(self._stages.get(plan.num_stages - 1), Stage):
+                raise ConfigError(f"loss_fn is needed on rank {plan.stage_ranks[-1]}, which holds the last stage")
+        except PipertError as error:
+            if process_group is None:
+                raise
+            fault = error
+        session = None if process_group is None else meet(process_group, plan, fault)
+        self._finish.connect()
+        self._settings = Settings(self._ranks, session, self._stages, loss_fn, loss_reduction, seed, timeout_ms)
+        self._runner(training=self._trains)
+        dump.watch(self)
+
+    def step(self, inputs: Any = None, targets: Any = None, *, accumulate: bool = False) -> StepResult:
+        """Run one step: every microbatch forward and backward, then the optimizer.
+
+        Args:
+            inputs: a tensor (or tuple of tensors) cut on dimension 0, or a list of microbatches, each a tensor or a
+                tuple of tensors, of any sizes; used on the rank with the first stage, None elsewhere.
+            targets: likewise, for ``loss_fn``, on the rank with the last stage.
+            accumulate: keep the gradients for the next step; nothing is summed over tied copies, clipped or stepped.
+
+        Raises:
+            ConfigError: the number of microbatches is not the plan's, or the plan has no backward.
+            StageError: a stage or the loss function raised.
+            PeerLost: another rank died or failed; the message says which, and at which op.
+            LaneTimeout: a wait took longer than ``timeout_ms``. As with PeerLost, the message names a file that shows
+                where this rank's lanes stood.
+            PipertError: a loss or the gradient norm is not finite.
+        """
+        if not self._trains:
+            raise ConfigError("this plan has no backward: call eval_step")
+        step = self.num_steps
+        runner, losses = self._run(True, inputs, targets)
+        self.num_steps += 1
+        loss, per_microbatch = self._total(losses)
+        norm = None
+        if not accumulate:
+            num_tokens, self._num_tokens = self._num_tokens, None
+            norm = self._finish(step, num_tokens, per_token=self._loss_reduction == "token")
+        return self._result(runner, step, loss, per_microbatch, norm)
+
+    def eval_step(self, inputs: Any = None, targets: Any = None) -> StepResult:
+        """Run every microbatch forward only, without gradients; the stages' order within a rank is ascending.
+
+        Inputs, targets and errors are those of :meth:`step`. The modules' mode is left as it is: call ``module.eval()``
+        before if dropout is not wanted.
+        """
+        runner, losses = self._run(False, inputs, targets)
+        loss, per_microbatch, _ = (None, None, None) if losses is None else total_loss(losses)
+        return self._result(runner, self.num_steps, loss, per_microbatch, None)
+
+    def dump(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write where every lane of this process stands (its cursor, its current op, what it waits for) as JSON.
+
+        SIGUSR1 calls it, unless the program handles that signal itself; so does every rank when a lane times
+        out or a rank is lost.
+
+        Args:
+            path: the file; by default one named after rank and process, in ``$PIPERT_DUMP_DIR`` or the
+                directory for temporary files.
+
+        Returns:
+            The file that was written.
+        """
+        target = dump.default_path(self._ranks) if path is None else Path(path)
+        status = {
+            "step" if training else "eval_step": runner.executor.status().splitlines()
+            for training, runner in self._runners.items()
+        }
+        dump.write(target, {"ranks": self._ranks, "step": self.num_steps, "plan": self.plan.name, "status": status})
+        return target
+
+    def close(self) -> None:
+        """Stop the lanes, tell the other ranks goodbye, release the shared memory. Stages and gradients stay."""
+        self._closed = self._closed or "this engine is closed"
+        dump.forget(self)
+        while self._runners:
+            self._runners.popitem()[1].close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _runner(self, training: bool) -> Runner:
+        """Return the runner of steps or of forward-only steps; the latter is made when it is first needed."""
+        if training not in self._runners:
+            plan, settings = self.plan, self._settings
+            if self._trains and not training:
+                plan = compile(forward_only(plan.stage_ranks, plan.num_microbatches), recv_depth=plan.recv_depth)
+                settings = replace(settings, session=settings.session and f"{settings.session}-eval")
+            self._runners[training] = Runner(plan, settings)
+        return self._runners[training]
+
+    def _run(self, training: bool, inputs: Any, targets: Any) -> tuple[Runner, list[MicrobatchLoss] | None]:
+        if self._closed:
+            raise PipertError(self._closed, step=self.num_steps)
+        inputs = self._inputs(inputs)
+        targets = self._microbatches("targets", targets, self.plan.stage_ranks[-1])
+        runner = self._runner(training)
+        try:
+            with preserved_rng():
+                return runner, runner.step(self.num_steps, inputs, targets)
+        except BaseException as error:
+            self._fail(runner, error)
+            raise
+
+    def _fail(self, runner: Runner, error: BaseException) -> None:
+        if isinstance(error, (LaneTimeout, PeerLost)):
+            error.args = (f"{error}; this rank's lanes are in {self.dump()}",)
+        self._closed = f"step {self.num_steps} ended this engine ({type(error).__name__}: {error}); make a new one"
+        runner.discard()
+        self.close()
+
+    def _inputs(self, batch: Any) -> list[Tensors]:
+        microbatches = [as_tensors(x) for x in self._microbatches("inputs", batch, self.plan.stage_ranks[0])]
+        if batch is None and isinstance(self._stages.get(0), Stage):
+            raise ConfigError("inputs: stage 0 needs some, on its rank")
+        for tensor in (tensor for microbatch in microbatches for tensor in microbatch):
+            if not tensor.is_cpu:
+                raise ConfigError(f"inputs: a tensor on {tensor.device}; this build moves host memory only")
+        return microbatches
+
+    def _microbatches(self, name: str, batch: Any, rank: int) -> list[Any]:
+        if rank not in self._ranks:
+            return [None] * self.plan.num_microbatches
+        try:
+            return split_microbatches(batch, self.plan.num_microbatches)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}", rank=rank) from None
+
+    def _total(self, losses: list[MicrobatchLoss] | None) -> tuple[Tensor | None, Tensor | None]:
+        if losses is None:
+            return None, None
+        loss, per_microbatch, num_tokens = total_loss(losses)
+        self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
+        return loss, per_microbatch
+
+    def _result(
+        self, runner: Runner, step: int, loss: Tensor | None, losses: Tensor | None, grad_norm: Tensor | None
+    ) -> StepResult:
+        peak = runner.peak_activation_bytes()
+        return StepResult(step, runner.plan, loss, losses, grad_norm, peak, runner.executor.trace())

@@ -1,0 +1,94 @@
+"""The end of the pipeline: where the last stage's outputs become a loss, and the loss the first gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipert.errors import PipertError
+from pipert.numerics import LossReduction, MicrobatchLoss, microbatch_loss
+from pipert.stages import Grads
+
+
+class Loss:
+    """Takes the last stage's outputs (a sink) and gives their gradients (a source).
+
+    Without a ``loss_fn`` there is no loss, and the gradients are none: for stages that compute nothing real.
+    """
+
+    def __init__(
+        self, loss_fn: Callable[..., Any] | None, reduction: LossReduction, num_microbatches: int, rank: int, stage: int
+    ) -> None:
+        self._loss_fn = loss_fn
+        self._reduction = reduction
+        self._num_microbatches = num_microbatches
+        self._place = (rank, stage)
+        self._roots: list[tuple[MicrobatchLoss, list[Tensor]] | None] = [None] * num_microbatches
+        self._losses: list[MicrobatchLoss | None] = [None] * num_microbatches
+        self._targets: Sequence[Any] = ()
+        self._step = 0
+        self.bytes_held = 0
+
+    def start(self, step: int, targets: Sequence[Any]) -> None:
+        """Begin a step with one target per microbatch."""
+        self._step = step
+        self._targets = targets
+
+    def finish(self) -> list[MicrobatchLoss] | None:
+        """Return the losses of the step in microbatch order, None without a ``loss_fn``."""
+        losses = [loss for loss in self._losses if loss is not None]
+        self.clear()
+        return losses or None
+
+    def give(self, microbatch: int, tensors: Grads) -> None:
+        """Compute the loss of ``microbatch``.
+
+        Raises:
+            PipertError: the loss is not finite.
+        """
+        if self._loss_fn is None:
+            return
+        outputs = [tensor for tensor in tensors if tensor is not None]
+        target = self._targets[microbatch]
+        loss = microbatch_loss(self._loss_fn, outputs, target, self._reduction, self._num_microbatches)
+        if not math.isfinite(loss.value.item()):
+            self._refuse(microbatch, loss.value)
+        self._losses[microbatch] = MicrobatchLoss(loss.value, loss.root_grad, loss.value, loss.count)
+        if loss.root.requires_grad:
+            self._roots[microbatch] = (loss, [tensor for tensor in outputs if tensor.requires_grad])
+
+    def take(self, microbatch: int) -> Grads:
+        """Run the loss's backward: the gradients of the outputs that need one."""
+        waiting = self._roots[microbatch]
+        if waiting is None:
+            return ()
+        self._roots[microbatch] = None
+        loss, outputs = waiting
+        return torch.autograd.grad(loss.root, outputs, loss.root_grad, allow_unused=True)
+
+    def release(self, microbatch: int) -> None:
+        """See :class:`pipert.engine.ports.Source`."""
+
+    def owned(self, microbatch: int, tensors: Grads) -> Grads:
+        """See :class:`pipert.engine.ports.Source`."""
+        return tensors
+
+    def clear(self) -> None:
+        """See :class:`pipert.engine.ports.Source`."""
+        self._roots = [None] * self._num_microbatches
+        self._losses = [None] * self._num_microbatches
+        self._targets = ()
+
+    def _refuse(self, microbatch: int, value: Tensor) -> None:
+        rank, stage = self._place
+        raise PipertError(
+            f"step {self._step}: the loss of microbatch {microbatch} is {value.item()}, not finite "
+            f"({stage}F{microbatch} on rank {rank}); look at the data and the learning rate",
+            rank=rank,
+            op=f"{stage}F{microbatch}",
+            step=self._step,
+        )

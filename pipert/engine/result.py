@@ -1,0 +1,45 @@
+"""What a step returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipert.plan import Plan
+    from pipert.trace import Trace
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step, as this process saw it.
+
+    Attributes:
+        step: its number, from 0.
+        plan: the plan that ran.
+        loss: the loss of the step, a scalar; None on ranks without the last stage, or without a ``loss_fn``.
+        losses: the loss of each microbatch ``[num_microbatches]``; None where ``loss`` is.
+        grad_norm: the global gradient norm before clipping, a scalar, on every rank; None unless the step ended with
+            the optimizer.
+        peak_activation_bytes: per rank of this process, the most memory that unfinished microbatches took: what the
+            stages keep, and the received tensors in use.
+        records: the executor's trace records of this process's ops; see :meth:`pipert.trace.Trace.from_records`.
+    """
+
+    step: int
+    plan: Plan = field(repr=False)
+    loss: Tensor | None
+    losses: Tensor | None
+    grad_norm: Tensor | None
+    peak_activation_bytes: dict[int, int]
+    records: bytes = field(repr=False)
+
+    @cached_property
+    def trace(self) -> Trace:
+        """When each op of this process's ranks ran."""
+        from pipert.trace import Trace
+
+        return Trace.from_records(self.plan, [self.records], step=self.step)

@@ -1,0 +1,173 @@
+"""One plan, bound: its channels, its executor, and a handler for each compute op of this process's ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipert import _core
+from pipert.engine.driver import Driver, Handler, Meter, Ports
+from pipert.engine.loss import Loss
+from pipert.engine.ports import Handover, Inbox, Kept, Outbox, SendLane
+from pipert.engine.routes import Route, compute_ops, has_backward, routes
+from pipert.numerics import LossReduction, MicrobatchLoss
+from pipert.ops import OpKind
+from pipert.stages import StageProtocol, Tensors
+
+if TYPE_CHECKING:
+    from pipert.plan import Plan
+
+_SPIN_US = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What every plan of an engine is run with.
+
+    Attributes:
+        ranks: the ranks in this process.
+        session: names the memory that the ranks' processes share; None if all ranks live in this process.
+        stages: this process's stages.
+        loss_fn: makes the loss of a microbatch; None if there is none.
+        loss_reduction: what the loss is averaged over.
+        seed: of the random numbers.
+        timeout_ms: the longest wait.
+    """
+
+    ranks: tuple[int, ...]
+    session: str | None
+    stages: Mapping[int, StageProtocol]
+    loss_fn: Callable[..., Any] | None
+    loss_reduction: LossReduction
+    seed: int
+    timeout_ms: int
+
+
+class Runner:
+    """Runs the steps of one plan."""
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self.plan = plan
+        self.training = has_backward(plan)
+        self.executor, self._channels = _connect(plan, settings)
+        self._meters = {rank: Meter() for rank in settings.ranks}
+        self._send_lanes: dict[int, SendLane] = {}
+        self._feed = Kept(plan.num_microbatches)
+        last_stage = plan.num_stages - 1
+        self._loss = Loss(
+            settings.loss_fn, settings.loss_reduction, plan.num_microbatches, plan.stage_ranks[last_stage], last_stage
+        )
+        self._drivers = self._make_drivers(settings)
+        self.executor.bind(self._make_handlers(frozenset(settings.ranks)))
+
+    def step(self, step: int, inputs: Sequence[Tensors], targets: Sequence[Any]) -> list[MicrobatchLoss] | None:
+        """Run one step; return the losses of its microbatches on the rank with the last stage, else None."""
+        for microbatch, tensors in enumerate(inputs):
+            self._feed.give(microbatch, tuple(tensor.detach() for tensor in tensors))
+        self._loss.start(step, targets)
+        for driver in self._drivers.values():
+            driver.start(step)
+        for meter in self._meters.values():
+            meter.peak = meter.held
+        with torch.set_grad_enabled(self.training):
+            self.executor.step(step)
+        for lane in self._send_lanes.values():
+            lane.flush()
+        return self._loss.finish()
+
+    def peak_activation_bytes(self) -> dict[int, int]:
+        """Return the peak of the last step, per rank of this process."""
+        return {rank: meter.peak for rank, meter in self._meters.items()}
+
+    def discard(self) -> None:
+        """Forget everything unfinished, after a step that failed."""
+        self._loss.clear()
+        self._feed.clear()
+        for driver in self._drivers.values():
+            driver.discard()
+
+    def close(self) -> None:
+        """Stop the lanes and leave the other ranks."""
+        self.executor.close()
+        self._channels.close()
+
+    def _make_drivers(self, settings: Settings) -> dict[int, Driver]:
+        plan = self.plan
+
+        def between_stages() -> list[Handover]:
+            return [Kept(plan.num_microbatches) for _ in range(plan.num_stages - 1)]
+
+        # Stage s reads activations[s] and writes activations[s + 1]; it reads grads[s + 1] and writes grads[s].
+        activations: list[Handover] = [self._feed, *between_stages(), self._loss]
+        grads: list[Handover] = [Kept(plan.num_microbatches), *between_stages(), self._loss]
+        drivers = {}
+        for route in routes(plan):
+            stage = route.stage
+            if stage in settings.stages:
+                ports = Ports(
+                    inputs=self._inbox(route.recv_inputs) or activations[stage],
+                    outputs=self._outbox(route.send_outputs) or activations[stage + 1],
+                    grads=self._inbox(route.recv_grads) or grads[stage + 1],
+                    input_grads=self._outbox(route.send_grads) or grads[stage],
+                )
+                drivers[stage] = self._make_driver(route, ports, settings)
+        return drivers
+
+    def _make_driver(self, route: Route, ports: Ports, settings: Settings) -> Driver:
+        return Driver(
+            settings.stages[route.stage],
+            route.stage,
+            route.rank,
+            self.plan.num_microbatches,
+            settings.seed,
+            ports,
+            self._meters[route.rank],
+        )
+
+    def _inbox(self, recv_ops: tuple[int, ...]) -> Inbox | None:
+        return Inbox(self.executor, recv_ops, [self.plan.op_slot[op] for op in recv_ops]) if recv_ops else None
+
+    def _outbox(self, send_ops: tuple[int, ...]) -> Outbox | None:
+        if not send_ops:
+            return None
+        lane = self._send_lanes.setdefault(self.plan.op_lane[send_ops[0]], SendLane(self.executor.post))
+        return Outbox(lane, send_ops)
+
+    def _make_handlers(self, ranks: frozenset[int]) -> list[Handler]:
+        made: dict[tuple[OpKind, int], Handler] = {}
+
+        def handler(kind: OpKind, stage: int) -> Handler:
+            if (kind, stage) not in made:
+                made[kind, stage] = self._drivers[stage].handler(kind, training=self.training)
+            return made[kind, stage]
+
+        return [
+            _one_after_the_other([(handler(part.kind, part.stage), part.microbatch) for part in op.parts])
+            if op.parts
+            else handler(op.kind, op.stage)
+            for op in compute_ops(self.plan, ranks)
+        ]
+
+
+def _connect(plan: Plan, settings: Settings) -> tuple[_core.Executor, _core.Channels]:
+    """Connect to the other ranks' processes and make the executor. Blocks until all of them have come."""
+    if settings.session is None:
+        channels = _core.Channels.local(plan.native)
+    else:
+        channels = _core.Channels.shm(plan.native, settings.ranks[0], settings.session, settings.timeout_ms)
+    spin_us = _SPIN_US if plan.num_ranks <= len(os.sched_getaffinity(0)) else 0
+    return _core.Executor(plan.native, channels, list(settings.ranks), spin_us, settings.timeout_ms), channels
+
+
+def _one_after_the_other(parts: list[tuple[Handler, int]]) -> Handler:
+    """Return the handler of an overlapped pair."""
+
+    def handle(_: int) -> None:
+        for run, microbatch in parts:
+            run(microbatch)
+
+    return handle

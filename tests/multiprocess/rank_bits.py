@@ -1,0 +1,82 @@
+"""Run by each rank: every case over shared memory has the bits of the reference, and of all ranks in one process."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from pipelines import CASES, SCHEDULES, Pipeline, assert_same_bits, gradients, pipeline
+
+import pipert
+
+STEPS = 3
+
+
+def check_one_step(pipe: Pipeline, rank: int) -> None:
+    reference = pipe.copies()
+    expected = pipert.reference_step(
+        pipe.plan, reference, pipe.inputs, pipe.targets, pipe.loss_fn, tied=pipe.tied, seed=5, step=0
+    )
+    modules = pipe.copies(rank)
+    group = dist.group.WORLD
+    with pipert.Engine(
+        pipe.plan, pipe.stages(modules), pipe.loss_fn, process_group=group, tied=pipe.tied, seed=5
+    ) as engine:
+        result = engine.step(pipe.inputs, pipe.targets)
+    assert_same_bits(gradients(modules), gradients({stage: reference[stage] for stage in modules}))
+    if rank == pipe.plan.stage_ranks[-1]:
+        assert torch.equal(result.losses, expected.losses)
+        assert torch.equal(result.loss, expected.loss)
+    else:
+        assert result.losses is None
+    assert list(result.peak_activation_bytes) == [rank]
+    own_ops = [op for op in range(pipe.plan.num_ops) if pipe.plan.rank_of(op) == rank]
+    assert list(result.trace.recorded()) == own_ops
+
+
+def check_training(pipe: Pipeline, rank: int) -> None:
+    """Several steps with the optimizer, some accumulated, microbatches of changing sizes, an evaluation between."""
+    alone, modules = pipe.copies(), pipe.copies(rank)
+    options = {"clip_norm": 0.05, "tied": pipe.tied, "seed": 5}
+    everything = pipert.Engine(pipe.plan, alone, pipe.loss_fn, optimizer=adamw(alone), **options)
+    here = pipert.Engine(
+        pipe.plan, modules, pipe.loss_fn, optimizer=adamw(modules), process_group=dist.group.WORLD, **options
+    )
+    is_first, is_last = rank == pipe.plan.stage_ranks[0], rank == pipe.plan.stage_ranks[-1]
+    with everything, here:
+        for step in range(2 * STEPS):
+            turn = step % len(pipe.inputs)
+            inputs = [x.repeat(1 + step % 3, 1) for x in pipe.inputs[turn:] + pipe.inputs[:turn]]
+            targets = [y.repeat(1 + step % 3, 1) for y in pipe.targets[turn:] + pipe.targets[:turn]]
+            accumulate = step % 2 == 0
+            expected = everything.step(inputs, targets, accumulate=accumulate)
+            result = here.step(inputs if is_first else None, targets if is_last else None, accumulate=accumulate)
+            evaluated = everything.eval_step(inputs, targets)
+            found = here.eval_step(inputs if is_first else None, targets if is_last else None)
+            assert (result.grad_norm is None) == accumulate
+            if not accumulate:
+                assert torch.equal(result.grad_norm, expected.grad_norm)
+                assert result.grad_norm > 0.05
+            if is_last:
+                assert torch.equal(result.losses, expected.losses)
+                assert torch.equal(found.losses, evaluated.losses)
+    for stage, module in modules.items():
+        assert_same_bits(module.state_dict(), alone[stage].state_dict())
+
+
+def adamw(modules) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for module in modules.values() for p in module.parameters()], lr=0.01)
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    torch.set_num_threads(1)
+    for schedule in SCHEDULES:
+        for case in CASES if "--all" in sys.argv else CASES[:2]:
+            check_one_step(pipeline(case, schedule, num_ranks), rank)
+        check_training(pipeline("tied", schedule, num_ranks), rank)
+    dist.destroy_process_group()
+    print(f"rank {rank} done", flush=True)
+
+
+main()
