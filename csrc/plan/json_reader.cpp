@@ -24,7 +24,7 @@ int continuation_bytes(unsigned char lead) {
 
 void JsonReader::fail(const std::string& message) const {
   std::string place;
-  for (const std::string_view key : path_) place += (place.empty() ? "" : ".") + std::string(key);
+  for (const std::string_view key : path_) place.append(place.empty() ? "" : ".").append(key);
   if (index_ >= 0) place.append("[").append(std::to_string(index_)).append("]");
   if (!place.empty()) place += " ";
   throw PlanError("plan: " + place + "(byte " + std::to_string(position_) + "): " + message);
