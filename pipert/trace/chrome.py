@@ -172,9 +172,11 @@ def _events(group: int, label: str, trace: Trace, first_process: int) -> Iterato
         )
         if item.kind.lane is LaneKind.COMPUTE:
             continue
-        send = item.kind.lane is LaneKind.SEND
-        arrow = f'"ph":"s","ts":{start:.{digits}f}' if send else f'"ph":"f","bp":"e","ts":{end:.{digits}f}'
-        yield f'{{{arrow},"name":"transfer","cat":"transfer","id":"{group}.{op if send else op - 1}",{where}}}'
+        phase, transfer = ('"s"', op) if item.kind.lane is LaneKind.SEND else ('"f","bp":"e"', op - 1)
+        yield (
+            f'{{"ph":{phase},"name":"transfer","cat":"transfer","id":{group << 32 | transfer},{where},'
+            f'"ts":{start:.{digits}f}}}'
+        )
 
 
 class _Threads:
