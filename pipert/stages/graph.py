@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 # torch.autograd.grad and .backward end in this call. Their own checks cost as much as a small backward, they do not
 # let a gradient be summed to its edge's shape as a node's result is, and the engine repeats them.
+# Arguments: edges, gradients, keep_graph, create_graph, inputs, allow_unreachable, accumulate_grad.
 _run = Variable._execution_engine.run_backward
 
 PythonNode: type = torch._C._FunctionBase
@@ -40,7 +41,7 @@ def gradient_edge(tensor: Tensor) -> GradientEdge:
 def accumulate(edges: Sequence[GradientEdge], grads: Sequence[Tensor]) -> None:
     """Run the graph from ``edges``, add to the leaves' ``grad``, and free it."""
     if edges:
-        _run(tuple(edges), tuple(grads), False, False, (), allow_unreachable=True, accumulate_grad=True)
+        _run(tuple(edges), tuple(grads), False, False, (), True, True)
 
 
 def gradients(
@@ -49,9 +50,7 @@ def gradients(
     """Run the graph from ``edges`` only as far as ``wanted`` needs, free what ran, return what arrived there."""
     if not edges or not wanted:
         return (None,) * len(wanted)
-    arrived: Sequence[Tensor | None] = _run(
-        tuple(edges), tuple(grads), False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
-    )
+    arrived: Sequence[Tensor | None] = _run(tuple(edges), tuple(grads), False, False, tuple(wanted), True, False)
     return arrived
 
 

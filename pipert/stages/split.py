@@ -94,7 +94,7 @@ class WeightGrads:
 
 
 def input_grads(
-    roots: Sequence[GradientEdge], root_grads: Sequence[Tensor], inputs: Sequence[Tensor]
+    roots: Sequence[GradientEdge], root_grads: Sequence[Tensor], inputs: Sequence[Tensor], may_have_hooks: bool = True
 ) -> tuple[Sequence[Tensor | None], WeightGrads]:
     """Run the I part of the backward from ``roots``, and free the graph.
 
@@ -102,6 +102,7 @@ def input_grads(
         roots: where ``root_grads`` enter the graph.
         root_grads: one gradient per root.
         inputs: the leaves whose gradients are wanted.
+        may_have_hooks: False where certainly no hook was put on a tensor or node of the graph; a little faster.
 
     Returns:
         The gradient of each input, None where none arrives; and the W part.
@@ -110,8 +111,9 @@ def input_grads(
     wanted: list[Tensor | GradientEdge] = [*inputs, *leaves]
     captured = []
     for boundary in boundaries:
-        if boundary.runs:
-            # A hook sees what the node sees: the gradient after the hooks that the user put on the output.
+        if boundary.runs and may_have_hooks:
+            # Autograd captures a gradient before the hooks on its tensor, where it goes on to run the node. A last hook
+            # sees what the node sees.
             boundary.node.register_prehook(boundary.seen.append)
         else:
             captured.append(boundary)
@@ -172,15 +174,15 @@ def _walk(roots: list[Any], input_ids: set[int]) -> tuple[list[_Boundary], list[
         if node in kinds:
             stack.pop()
             continue
-        if type(node) is AccumulateGrad:
-            kinds[node] = _kind_of_leaf(node, input_ids)
+        if type(node) is AccumulateGrad:  # a root
+            kinds[node] = _ACTIVE if id(node.variable) in input_ids else _PARAMETER
             continue
         nexts = node.next_functions
         depth = len(stack)
         for child, _ in nexts:
             if child is not None and child not in kinds:
                 if type(child) is AccumulateGrad:
-                    kinds[child] = _kind_of_leaf(child, input_ids)
+                    kinds[child] = _ACTIVE if id(child.variable) in input_ids else _PARAMETER
                 else:
                     stack.append(child)
         if len(stack) > depth:
@@ -214,10 +216,6 @@ def _walk(roots: list[Any], input_ids: set[int]) -> tuple[list[_Boundary], list[
             is_shared = is_shared or root in reached
             unsplit.append(root)
     return boundaries, unsplit, kinds, is_shared
-
-
-def _kind_of_leaf(node: Any, input_ids: set[int]) -> int:
-    return _ACTIVE if id(node.variable) in input_ids else _PARAMETER
 
 
 def _is_parameter_side(node: Any, rule: Rule | None, edges: list[int], num_edges: int) -> bool:

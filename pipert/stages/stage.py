@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pipert.errors import ConfigError
 from pipert.numerics import add_to_main_grad, as_tensors
@@ -29,14 +30,16 @@ class _Forward:
         rng: the random state before them, where the forward will run again.
         shapes: of the inputs; microbatches that agree in them hold the same amount of memory.
         num_bytes: the memory held.
+        num_hooks: how many hooks torch had registered, anywhere, before the forward.
     """
 
-    __slots__ = ("edges", "inputs", "leaves", "num_bytes", "rng", "shapes")
+    __slots__ = ("edges", "inputs", "leaves", "num_bytes", "num_hooks", "rng", "shapes")
 
     def __init__(self, inputs: Tensors, shapes: _Shapes) -> None:
         self.leaves = tuple([x if x.requires_grad else None for x in inputs])
         self.shapes = shapes
         self.num_bytes = 0
+        self.num_hooks = RemovableHandle.next_id
         self.edges: list[GradientEdge] | None = None
         self.inputs: Tensors = ()
         self.rng: RngState | None = None
@@ -122,7 +125,7 @@ class Stage:
         for leaf in kept.leaves:
             if leaf is not None:
                 leaf.grad = None
-        self._finish(fresh, _storages(kept.leaves, grads, result) if fresh else set())
+        self._finish(fresh, _storages((*kept.leaves, *grads, *result)) if fresh else set())
         return result
 
     def input_grad(self, microbatch: int, grads: Grads) -> Grads:
@@ -130,13 +133,12 @@ class Stage:
         kept = self._take(microbatch)
         roots, root_grads = _paired(kept, grads)
         wanted = [leaf for leaf in kept.leaves if leaf is not None]
-        arrived, weight_grads = input_grads(roots, root_grads, wanted)
-        if len(wanted) == len(kept.leaves):
-            result = tuple(arrived)
-        else:
+        arrived, weight_grads = input_grads(roots, root_grads, wanted, RemovableHandle.next_id != kept.num_hooks)
+        result = tuple(arrived)
+        if len(wanted) < len(kept.leaves):
             remaining = iter(arrived)
             result = tuple([None if leaf is None else next(remaining) for leaf in kept.leaves])
-        rest = _Rest(weight_grads, _storages(kept.leaves, grads, result))
+        rest = _Rest(weight_grads, _storages((*kept.leaves, *grads, *result)))
         rest.num_bytes = self._sizes.get(("rest", kept.shapes), -1)
         if rest.num_bytes < 0:
             rest.num_bytes = self._sizes["rest", kept.shapes] = weight_grads.held_bytes(self._owned())
@@ -268,11 +270,14 @@ def _paired(kept: _Forward, grads: Grads) -> tuple[Sequence[GradientEdge], Seque
     assert kept.edges is not None
     if len(grads) != len(kept.edges):
         raise ConfigError(f"{len(kept.edges)} outputs need a gradient, {len(grads)} gradients came")
-    if all(grad is not None for grad in grads):
+    for grad in grads:
+        if grad is None:
+            break
+    else:
         return kept.edges, grads  # type: ignore[return-value]
     given = [(edge, grad) for edge, grad in zip(kept.edges, grads, strict=True) if grad is not None]
     return [edge for edge, _ in given], [grad for _, grad in given]
 
 
-def _storages(*groups: Sequence[Tensor | None]) -> set[int]:
-    return {storage_id(tensor) for group in groups for tensor in group if tensor is not None}
+def _storages(tensors: Sequence[Tensor | None]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}
