@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pipert.bench.hand import Loss
 from pipert.train.config import VOCAB_SIZE, ModelConfig
 from pipert.train.model import build_stage
 from pipert.train.model import loss_fn as cross_entropy
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
