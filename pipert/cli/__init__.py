@@ -16,7 +16,7 @@ from rich.markup import escape
 from pipert.errors import PipertError
 from pipert.version import __version__
 
-COMMANDS: tuple[str, ...] = ("bench", "check", "doctor", "plan", "schedules", "simulate", "view")
+COMMANDS: tuple[str, ...] = ("bench", "check", "doctor", "plan", "schedules", "simulate", "train", "view")
 
 app = typer.Typer(
     name="pipert",
@@ -37,10 +37,12 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1, never a stack trace."""
-    for name in COMMANDS:
-        importlib.import_module(f"pipert.cli.{name}").register(app)
     try:
+        for name in COMMANDS:
+            importlib.import_module(f"pipert.cli.{name}").register(app)
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except PipertError as error:
         if os.environ.get("PIPERT_DEBUG"):
             raise

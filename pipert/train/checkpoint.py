@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pipert.errors import ConfigError
 from pipert.train.optim import AdamW
+from pipert.train.resume import ABOUT_FILE
 
-_ABOUT = "pipert.json"
 State = dict[str, dict[str, Tensor]]
 
 
@@ -47,47 +47,14 @@ def save(folder: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) ->
         warnings.simplefilter("ignore")  # without a process group torch warns that it saves from one process
         state_dict_saver.save(_state(optimizer), checkpoint_id=partial, no_dist=not dist.is_initialized())
     if _is_leader():
-        (partial / _ABOUT).write_text(json.dumps({"step": step, **about}, indent=1))
+        (partial / ABOUT_FILE).write_text(json.dumps({"step": step, **about}, indent=1))
         _replace(partial, final)
     _barrier()
     return final
 
 
-def find(folder: Path) -> Path:
-    """Return the newest checkpoint in a folder, or the folder if it is one.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if (folder / _ABOUT).exists():
-        return folder
-    found = sorted(path for path in folder.glob("step-*") if (path / _ABOUT).exists())
-    if not found:
-        raise ConfigError(f"--resume {folder}: no checkpoint there")
-    return found[-1]
-
-
-def read_step(checkpoint: Path, about: Mapping[str, Any]) -> int:
-    """Return how many steps the checkpoint has finished.
-
-    Raises:
-        ConfigError: it is damaged, or was made by a run that differs in ``about``.
-    """
-    try:
-        found = json.loads((checkpoint / _ABOUT).read_text())
-        step = int(found.pop("step"))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f"the checkpoint {checkpoint} is damaged: {error}") from error
-    for name, value in about.items():
-        if found.get(name) != value:
-            raise ConfigError(
-                f"the checkpoint {checkpoint} was made with {name} {found.get(name)}, this run has {value}"
-            )
-    return step
-
-
-def load(checkpoint: Path, optimizer: AdamW) -> None:
-    """Fill the optimizer's state and the model's parameters; every rank calls this.
+def load(checkpoint: Path, optimizer: AdamW, *, alone: bool = False) -> None:
+    """Fill the optimizer's state and the model's parameters; every rank calls this, or one process ``alone``.
 
     Raises:
         ConfigError: the checkpoint cannot be read, or lacks a parameter.
@@ -99,7 +66,7 @@ def load(checkpoint: Path, optimizer: AdamW) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
+            state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=alone or not dist.is_initialized())
     except (CheckpointException, OSError) as error:
         raise ConfigError(f"the checkpoint {checkpoint} cannot be read: {error}") from error
     _fill(optimizer, state)

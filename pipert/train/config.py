@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,10 @@ class TrainConfig:
             raise ConfigError("--save-every needs --save DIR")
         if self.name is not None and (not self.name or "/" in self.name or self.name in (".", "..", "latest")):
             raise ConfigError(f"--name must be the name of a new folder, not {self.name!r}")
+
+    def run_name(self, schedule: str) -> str:
+        """Return the name of the run's folder: ``name``, or one made of the time and the schedule."""
+        return self.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{schedule}"
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipert.errors import ConfigError
 from pipert.train.config import VOCAB_SIZE, ModelConfig
+from pipert.train.plans import cut
 
 Rotary = tuple[Tensor, Tensor] | None
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Attention(nn.Module):
@@ -111,21 +113,6 @@ class GptStage(nn.Module):
         return x
 
 
-def cut(num_layers: int, num_stages: int) -> list[range]:
-    """Return the layers of each stage, evenly.
-
-    Raises:
-        ConfigError: the layers do not divide into the stages.
-    """
-    if num_layers % num_stages:
-        nearest = max(num_stages, round(num_layers / num_stages) * num_stages)
-        raise ConfigError(
-            f"{num_layers} layers do not divide into {num_stages} stages; --layers {nearest} would, or another --chunks"
-        )
-    each = num_layers // num_stages
-    return [range(stage * each, (stage + 1) * each) for stage in range(num_stages)]
-
-
 def build_stage(config: ModelConfig, num_stages: int, stage: int, *, seed: int, dtype: torch.dtype) -> GptStage:
     """Return stage ``stage`` of the model, initialised from the seed."""
     module = GptStage(config, cut(config.num_layers, num_stages)[stage])
@@ -133,25 +120,23 @@ def build_stage(config: ModelConfig, num_stages: int, stage: int, *, seed: int, 
     return module.to(dtype)
 
 
-def tied_parameters(config: ModelConfig, num_stages: int) -> tuple[tuple[tuple[int, str], ...], ...]:
-    """Return the groups of (stage, parameter name) that are copies of one parameter."""
-    if not config.tied or num_stages == 1:
-        return ()
-    return (((0, "embed.weight"), (num_stages - 1, "embed.weight")),)
+def main_grad_dtype(dtype: torch.dtype) -> torch.dtype | None:
+    """Return the type that gradients are summed in, for parameters of ``dtype``; None for their own."""
+    return None if dtype == torch.float32 else torch.float32
 
 
 @torch.no_grad()
 def initialise(module: nn.Module, seed: int, num_layers: int) -> None:
     """Fill the parameters, each from (seed, its name) alone.
 
-    Weights are normal with deviation 0.02, or 1/√width for the projections; the two that end a residual branch are
-    smaller by √(2 × layers) (the GPT-2 paper). Norms start as the identity.
+    Weights are normal with deviation 1/√width; the two that end a layer's residual branches are smaller by
+    √(2 × layers), as in GPT-2. Norms start as the identity.
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
-        std = 0.02 if name.startswith(("embed", "positions")) else parameter.shape[1] ** -0.5
+        std = parameter.shape[1] ** -0.5
         if name.endswith(("attention.out.weight", "mlp.down.weight")):
             std /= math.sqrt(2 * num_layers)
         digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from pipert.numerics import gradient_of
+from pipert.train.config import TrainConfig
+
 ParameterKey = tuple[int, str]  # (stage, name in the whole model)
 
 _WEIGHT_DECAY = 0.1
@@ -18,12 +21,6 @@ def stage_parameters(modules: Mapping[int, nn.Module]) -> dict[ParameterKey, nn.
     return {
         (stage, name): parameter for stage in sorted(modules) for name, parameter in modules[stage].named_parameters()
     }
-
-
-def gradient(parameter: nn.Parameter) -> Tensor | None:
-    """Return the gradient that counts: ``main_grad`` where the stage keeps one, else ``grad``."""
-    main_grad: Tensor | None = getattr(parameter, "main_grad", None)
-    return parameter.grad if main_grad is None else main_grad
 
 
 class AdamW(torch.optim.AdamW):
@@ -59,7 +56,7 @@ class AdamW(torch.optim.AdamW):
         """Take one step along ``main_grad`` or ``grad``."""
         for key, parameter in self.model_parameters.items():
             if self.masters[key] is not parameter:
-                grad = gradient(parameter)
+                grad = gradient_of(parameter)
                 self.masters[key].grad = None if grad is None else grad.float()
         super().step(closure)
         for key, parameter in self.model_parameters.items():
@@ -75,9 +72,9 @@ class AdamW(torch.optim.AdamW):
                 parameter.main_grad = None  # type: ignore[attr-defined]
 
 
-def lr_at(step: int, *, peak: float, warmup: int, num_steps: int) -> float:
-    """Return the learning rate of a step (from 0): a linear rise over ``warmup`` steps, then a cosine to a tenth."""
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step (from 0): a linear rise over the warm-up, then a cosine to a tenth."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -8,9 +8,13 @@ import torch
 from pipert.errors import ConfigError
 from pipert.train import checkpoint
 from pipert.train.config import ModelConfig, TrainConfig
-from pipert.train.data import load_corpus
-from pipert.train.model import build_stage, cut, loss_fn, tied_parameters
-from pipert.train.optim import AdamW, lr_at, stage_parameters
+from pipert.train.data import Batches
+from pipert.train.digest import digest, first_difference
+from pipert.train.model import build_stage, loss_fn
+from pipert.train.optim import AdamW, learning_rate, stage_parameters
+from pipert.train.plans import cut, tied_parameters
+from pipert.train.resume import find, read_step
+from pipert.train.text import load_text
 
 SMALL = ModelConfig(num_layers=4, dim=16, num_heads=2, seq_len=8)
 
@@ -102,41 +106,42 @@ def test_model_config_refuses(change, text):
 
 
 def test_default_text_is_python():
-    corpus = load_corpus(None)
-    assert len(corpus.text_N) > 1_000_000
-    assert b"import os" in bytes(corpus.text_N.numpy())
+    text = load_text(None)
+    assert len(text.content) > 1_000_000
+    assert b"import os" in text.content
 
 
 def test_batches_come_from_seed_and_step(tmp_path):
     (tmp_path / "b.txt").write_bytes(bytes(range(256)))
     (tmp_path / "a.txt").write_bytes(b"first")
     (tmp_path / ".hidden").write_bytes(b"never")
-    corpus = load_corpus(tmp_path)
-    assert bytes(corpus.text_N[:7].tolist()) == b"first\x00\x01"
-    x, y = corpus.batch(4, 8, seed=1, step=3)
-    again = corpus.batch(4, 8, seed=1, step=3)
+    text = load_text(tmp_path)
+    assert text.content[:7] == b"first\x00\x01"
+    batches = Batches(text, 4, 8, seed=1)
+    x, y = batches(3)
+    again = batches(3)
     assert torch.equal(x, again[0])
     assert torch.equal(y, again[1])
     assert torch.equal(x[:, 1:], y[:, :-1])
-    assert not torch.equal(x, corpus.batch(4, 8, seed=1, step=4)[0])
-    assert not torch.equal(x, corpus.batch(4, 8, seed=2, step=3)[0])
+    assert not torch.equal(x, batches(4)[0])
+    assert not torch.equal(x, Batches(text, 4, 8, seed=2)(3)[0])
 
 
 def test_bad_text(tmp_path):
-    with pytest.raises(ConfigError, match="no such file"):
-        load_corpus(tmp_path / "missing")
+    with pytest.raises(ConfigError, match="missing cannot be read: No such file"):
+        load_text(tmp_path / "missing")
     with pytest.raises(ConfigError, match="holds no text"):
-        load_corpus(tmp_path)
+        load_text(tmp_path)
     (tmp_path / "short").write_bytes(b"too short")
     with pytest.raises(ConfigError, match="9 bytes, one batch needs 33"):
-        load_corpus(tmp_path).batch(4, 8, seed=0, step=0)
+        Batches(load_text(tmp_path), 4, 8, seed=0)
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
     with pytest.raises(ConfigError, match=r"broken cannot be read"):
-        load_corpus(tmp_path)
+        load_text(tmp_path)
 
 
 def test_learning_rate():
-    rates = [lr_at(step, peak=1.0, warmup=4, num_steps=20) for step in range(21)]
+    rates = [learning_rate(TrainConfig(lr=1.0, warmup=4, steps=20), step) for step in range(21)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[20] == pytest.approx(0.1)
@@ -174,9 +179,9 @@ def test_resume_with_another_cut_continues_exactly(tmp_path, dtype):
     optimizer = AdamW(stage_parameters(stages), lr=1e-2)
     train(stages, optimizer, range(3))
     checkpoint.save(tmp_path, 3, optimizer, {"dim": 16})
-    saved = checkpoint.find(tmp_path)
+    saved = find(tmp_path)
     assert saved.name == "step-000003"
-    assert checkpoint.read_step(saved, {"dim": 16}) == 3
+    assert read_step(saved, {"dim": 16}) == 3
 
     again = make_stages(SMALL, 4, dtype, seed=99)
     resumed = AdamW(stage_parameters(again), lr=1e-2)
@@ -197,20 +202,20 @@ def test_saving_twice_and_bad_checkpoints(tmp_path):
     stages = make_stages(SMALL, 1)
     optimizer = AdamW(stage_parameters(stages), lr=1e-2)
     with pytest.raises(ConfigError, match="no checkpoint there"):
-        checkpoint.find(tmp_path)
+        find(tmp_path)
     for _ in range(2):
         checkpoint.save(tmp_path, 10, optimizer, {"dim": 16})
     saved = checkpoint.save(tmp_path, 9, optimizer, {"dim": 16})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000009", "step-000010"]
-    assert checkpoint.find(tmp_path).name == "step-000010"
+    assert find(tmp_path).name == "step-000010"
     with pytest.raises(ConfigError, match="made with dim 16, this run has 32"):
-        checkpoint.read_step(saved, {"dim": 32})
+        read_step(saved, {"dim": 32})
     (saved / "pipert.json").write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
-        checkpoint.read_step(saved, {})
+        read_step(saved, {})
     other = make_stages(ModelConfig(num_layers=4, dim=16, num_heads=2, seq_len=8, tied=False), 1)
     with pytest.raises(ConfigError, match="cannot be read"):
-        checkpoint.load(checkpoint.find(tmp_path), AdamW(stage_parameters(other), lr=1e-2))
+        checkpoint.load(find(tmp_path), AdamW(stage_parameters(other), lr=1e-2))
 
 
 def test_a_save_that_dies_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -222,5 +227,16 @@ def test_a_save_that_dies_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(state_dict_saver, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(tmp_path, 2, optimizer, {})
-    assert checkpoint.find(tmp_path).name == "step-000001"
-    checkpoint.load(checkpoint.find(tmp_path), optimizer)
+    assert find(tmp_path).name == "step-000001"
+    checkpoint.load(find(tmp_path), optimizer)
+
+
+def test_digests_tell_bits_types_and_shapes_apart():
+    zeros = torch.zeros(4)
+    different = [zeros, -zeros, zeros.view(2, 2), zeros.int(), torch.zeros(2, dtype=torch.float64), zeros[:0], None]
+    assert len({digest(tensor) for tensor in different}) == len(different)
+    assert digest(torch.arange(6).view(2, 3).T) == digest(torch.tensor([[0, 3], [1, 4], [2, 5]]))
+    ours = {(1, "b"): b"1", (0, "a"): b"2"}
+    assert first_difference(ours, dict(ours)) is None
+    assert first_difference(ours, {(0, "a"): b"3", (1, "b"): b"4"}) == "a (stage 0)"
+    assert first_difference(ours, {(0, "a"): b"2"}) == "b (stage 1)"

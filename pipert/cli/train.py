@@ -1,0 +1,173 @@
+"""``pipert train``: the main job."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipert.errors import ConfigError, PeerLost, PipertError, PlanError, StageError
+from pipert.train.config import ModelConfig, TrainConfig
+
+_PIPELINE, _MODEL, _TRAINING = "Pipeline", "Model", "Training"
+_INTERRUPTED = 130  # 128 + SIGINT
+_CHECKS, _FILES = "Prediction and proof", "Files"
+
+
+def _option(text: str, panel: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+def train(
+    context: typer.Context,
+    schedule: Annotated[str, _option("See `pipert schedules`.", _PIPELINE)] = "zb-v",
+    ranks: Annotated[int | None, _option("Processes, one per rank.  [default: 4]", _PIPELINE)] = None,
+    microbatches: Annotated[int | None, _option("Microbatches per step.  [default: 8]", _PIPELINE)] = None,
+    chunks: Annotated[int | None, _option("Stages per rank, where the schedule leaves it open.", _PIPELINE)] = None,
+    plan: Annotated[Path | None, _option("Run this plan file instead of a schedule.", _PIPELINE)] = None,
+    recompute: Annotated[
+        bool, _option("Keep only stage inputs; run each forward again before its backward.", _PIPELINE, "--recompute")
+    ] = False,
+    one_process: Annotated[
+        bool, _option("Run all ranks in this one process, e.g. under a debugger.", _PIPELINE, "--one-process")
+    ] = False,
+    layers: Annotated[int, _option("Transformer layers, spread evenly over the stages.", _MODEL)] = 8,
+    dim: Annotated[int, _option("Width.", _MODEL)] = 128,
+    heads: Annotated[int, _option("Attention heads.", _MODEL)] = 4,
+    seq_len: Annotated[int, _option("Bytes per sequence.", _MODEL)] = 128,
+    positions: Annotated[str, _option("rotary or learned.", _MODEL)] = "rotary",
+    tied: Annotated[bool, _option("Share the embedding with the output layer.", _MODEL, "--tied/--untied")] = True,
+    dtype: Annotated[str, _option("fp32, or bf16 with fp32 main gradients and master weights.", _MODEL)] = "fp32",
+    steps: Annotated[int | None, _option("Steps in all.  [default: 100; 10 with --timed]", _TRAINING)] = None,
+    batch_size: Annotated[int, _option("Sequences per microbatch.", _TRAINING)] = 2,
+    seed: Annotated[int, _option("Of the weights and the batches.", _TRAINING)] = 0,
+    lr: Annotated[float, _option("Peak learning rate of AdamW.", _TRAINING)] = 3e-3,
+    warmup: Annotated[int, _option("Steps to reach it; then a cosine down to a tenth.", _TRAINING)] = 10,
+    clip: Annotated[float, _option("Largest global gradient norm.", _TRAINING)] = 1.0,
+    verify: Annotated[
+        bool,
+        _option(
+            "Train the same model in one process, too, and compare every loss and gradient bit by bit.",
+            _CHECKS,
+            "--verify",
+        ),
+    ] = False,
+    timed: Annotated[
+        str | None,
+        _option(
+            "Stages that only take so many ms per rank and microbatch: measured must be within 5% of predicted.",
+            _CHECKS,
+            metavar="F=…,I=…,W=…",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, _option("Text to learn: a file or a folder.  [default: Python's own standard library]", _FILES)
+    ] = None,
+    save: Annotated[Path | None, _option("Folder for checkpoints; one is written at the end.", _FILES)] = None,
+    save_every: Annotated[int, _option("Also write one every so many steps.", _FILES)] = 0,
+    resume: Annotated[
+        Path | None, _option("Go on from the newest checkpoint in this folder; ranks and schedule may differ.", _FILES)
+    ] = None,
+    name: Annotated[str | None, _option("Results go to runs/NAME.  [default: time and schedule]", _FILES)] = None,
+) -> None:
+    r"""Train a small GPT through a pipeline, and show what was predicted and what was measured.
+
+    Alone, it starts its ranks itself; under torchrun it is one of them.
+
+    \b
+    pipert train --verify                                a demonstration, some two minutes
+    pipert train --schedule 1f1b --ranks 2 --data book.txt
+    pipert train --schedule zb-h1 --timed F=20,I=20,W=20
+    torchrun --nproc-per-node 4 -m pipert train --steps 500 --save out
+    """
+    config = TrainConfig(
+        model=ModelConfig(layers, dim, heads, seq_len, positions, tied),
+        schedule=schedule,
+        ranks=ranks,
+        microbatches=microbatches,
+        chunks=chunks,
+        plan=plan,
+        batch_size=batch_size,
+        steps=steps if steps is not None else 100 if timed is None else 10,
+        seed=seed,
+        lr=lr,
+        warmup=warmup,
+        clip=clip,
+        dtype=dtype,
+        recompute=recompute,
+        data=data,
+        save=save,
+        save_every=save_every,
+        resume=resume,
+        verify=verify,
+        timed=timed,
+        name=name,
+    )
+    try:
+        if one_process or "RANK" in os.environ:
+            _be_a_rank(config, one_process)
+        else:
+            _start_ranks(config, context)
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def _be_a_rank(config: TrainConfig, one_process: bool) -> None:
+    from pipert.train import job
+
+    leads = one_process or os.environ["RANK"] == "0"
+    try:
+        job.run(config, one_process=one_process, console=Console(highlight=False))
+    except StageError as error:
+        traceback.print_exception(error.__cause__)
+        raise
+    except PeerLost as error:
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from None
+        if " failed at " in str(error):  # it says so itself
+            raise typer.Exit(1) from None
+        raise
+    except PipertError as error:
+        if not leads and (error.rank is None or isinstance(error, (ConfigError, PlanError))):  # all find the same
+            raise typer.Exit(1) from None
+        raise
+
+
+def _start_ranks(config: TrainConfig, context: typer.Context) -> None:
+    """Start the ranks, after a look at what they are told."""
+    from pipert import launch
+    from pipert.train.plans import check, make_plan
+
+    plan = make_plan(config, None)
+    check(config, plan)
+    arguments = [*_options(context), f"--name={config.run_name(plan.name)}"]
+    status = launch.run([sys.executable, "-m", "pipert", "train", *arguments], plan.num_ranks)
+    if status == _INTERRUPTED:
+        raise KeyboardInterrupt
+    if status != 0:
+        raise typer.Exit(1)
+
+
+def _options(context: typer.Context) -> list[str]:
+    """Write the options of this call down again, but for the name."""
+    options: list[str] = []
+    for parameter in context.command.params:
+        assert parameter.name is not None
+        value = context.params.get(parameter.name)
+        if value == parameter.default or parameter.name == "name":
+            continue
+        if getattr(parameter, "is_flag", False):
+            options.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            options.append(f"{parameter.opts[0]}={value}")
+    return options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(train)

@@ -1,0 +1,96 @@
+"""What each op costs in CPU time: the prediction's input.
+
+On fewer cores than ranks an op's duration also holds the waiting for a core. The CPU time of the thread does not, and
+the simulator shares the cores itself (``Costs.host_cores``), so CPU times are what it must be given.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from time import thread_time_ns
+
+import torch
+from torch import Tensor, nn
+
+from pipert.costs import StageCosts
+from pipert.stages import Grads, Stage, Tensors
+
+_NS_PER_MS = 1e6
+
+
+class ClockedStage(Stage):
+    """A stage that notes the CPU time of its ops, by kind."""
+
+    def __init__(self, module: nn.Module, *, recompute: bool, main_grad_dtype: torch.dtype | None) -> None:
+        super().__init__(module, recompute=recompute, main_grad_dtype=main_grad_dtype)
+        self._times_ns: dict[str, list[int]] = {}
+        self._loss_backward_ns: int | None = None  # when it began, for the next backward of this stage
+
+    def forward(self, microbatch: int, inputs: Tensors) -> Tensors:
+        """See StageProtocol."""
+        start = thread_time_ns()
+        outputs = super().forward(microbatch, inputs)
+        self._note("F", start)
+        return outputs
+
+    def backward(self, microbatch: int, grads: Grads) -> Grads:
+        """See StageProtocol."""
+        start = self._backward_start_ns()
+        input_grads = super().backward(microbatch, grads)
+        self._note("B", start)
+        return input_grads
+
+    def input_grad(self, microbatch: int, grads: Grads) -> Grads:
+        """See StageProtocol."""
+        start = self._backward_start_ns()
+        input_grads = super().input_grad(microbatch, grads)
+        self._note("I", start)
+        return input_grads
+
+    def weight_grad(self, microbatch: int) -> None:
+        """See StageProtocol."""
+        start = thread_time_ns()
+        super().weight_grad(microbatch)
+        self._note("W", start)
+
+    def recompute(self, microbatch: int) -> None:
+        """See StageProtocol."""
+        start = thread_time_ns()
+        super().recompute(microbatch)
+        self._note("R", start)
+
+    def clock_loss(self, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return ``loss_fn``, its forward counted as part of this stage's F, its backward as part of B or I."""
+
+        def clocked(output: Tensor, target: Tensor) -> Tensor:
+            start = thread_time_ns()
+            loss = loss_fn(output, target)
+            if loss.requires_grad:
+                loss.register_hook(self._note_loss_backward)  # type: ignore[no-untyped-call]
+                self._times_ns["F"][-1] += thread_time_ns() - start
+            return loss
+
+        return clocked
+
+    def costs(self) -> StageCosts:
+        """Return the median CPU time of each kind of op, in ms."""
+        times = {kind: statistics.median(calls) / _NS_PER_MS for kind, calls in self._times_ns.items()}
+        full = times.get("B")
+        return StageCosts(
+            F=times["F"],
+            I=times.get("I", full or 0.0),
+            W=times.get("W", 0.0),
+            B=full,
+            R=times.get("R"),
+        )
+
+    def _note(self, kind: str, start: int) -> None:
+        self._times_ns.setdefault(kind, []).append(thread_time_ns() - start)
+
+    def _note_loss_backward(self, _: Tensor) -> None:
+        self._loss_backward_ns = thread_time_ns()
+
+    def _backward_start_ns(self) -> int:
+        start, self._loss_backward_ns = self._loss_backward_ns, None
+        return thread_time_ns() if start is None else start

@@ -1,0 +1,155 @@
+"""The main job: one process's way through a run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from pipert.costs import StageCosts
+from pipert.errors import PipertError
+from pipert.plan import Plan
+from pipert.trace import Report
+from pipert.train import results, summary
+from pipert.train.config import TrainConfig
+from pipert.train.place import Place, joined, started_ranks
+from pipert.train.plans import make_plan
+from pipert.train.predict import predict, shared_cores
+from pipert.train.progress import Display, Monitor
+from pipert.train.resume import first_step
+from pipert.train.timed import TimedWork
+from pipert.train.training import Training
+from pipert.train.verify import Reference, compare, compare_parameters
+from pipert.train.work import StepNote, Work
+
+
+def run(config: TrainConfig, *, one_process: bool, console: Console) -> None:
+    """Run this process's part.
+
+    Raises:
+        PipertError: the configuration is wrong, a stage or a rank failed, or the run did not keep its promise
+            (--verify, --timed).
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as a launched rank has it: it changes bits
+    plan = make_plan(config, None if one_process else started_ranks())
+    steps = range(first_step(config), config.steps)
+    with joined(plan, one_process) as place:
+        work = _work(config, plan, place, steps.start)
+        try:
+            _Job(config, plan, steps, place, work, console).run()
+        finally:
+            work.close()
+
+
+def _work(config: TrainConfig, plan: Plan, place: Place, first_step: int) -> Work:
+    if config.timed is not None:
+        return TimedWork(config.timed, plan, place)
+    return Training(config, plan, place, first_step)
+
+
+class _Job:
+    """The loop over the steps; what only rank 0 does is marked by ``self._leads``."""
+
+    def __init__(
+        self, config: TrainConfig, plan: Plan, steps: range, place: Place, work: Work, console: Console
+    ) -> None:
+        self._config, self._plan, self._steps = config, plan, steps
+        self._place, self._work, self._console = place, work, console
+        self._leads = place.rank == 0
+        tokens = config.batch_size * plan.num_microbatches * config.model.seq_len
+        self._monitor = Monitor(plan, 0 if config.timed else tokens)
+        self._reference = Reference(config, plan) if config.verify and self._leads else None
+        self._fault: str | None = None  # where the pipeline first differed from the reference; known to rank 0
+
+    def run(self) -> None:
+        folder = summary.make_folder(self._config.runs, self._config.run_name(self._plan.name)) if self._leads else None
+        with Display(self._plan.name, self._steps, self._console, shown=self._leads) as display:
+            for step in self._steps:
+                if not self._step(step):
+                    break
+                if self._leads:
+                    display.update(step, self._monitor)
+                self._save(step + 1)
+        predicted = self._finish()
+        if folder is not None:
+            self._write(folder, predicted)
+            self._judge(predicted)
+
+    def _step(self, step: int) -> bool:
+        """Run a step; return whether to go on, which all ranks decide alike."""
+        start = time.perf_counter()
+        gathered = self._place.gather((self._work.step(step), self._fault))
+        notes: list[StepNote] = [note for note, _ in gathered]
+        if self._leads:
+            self._monitor.add(step, notes, time.perf_counter() - start)
+        if self._reference is not None and self._fault is None:
+            bits = [note.bits for note in notes if note.bits is not None]
+            self._fault = compare(step, bits, self._reference.step(step))
+        return all(fault is None for _, fault in gathered)
+
+    def _save(self, num_steps: int) -> None:
+        every = self._config.save_every
+        if self._config.save is not None and (num_steps == self._steps.stop or (every and num_steps % every == 0)):
+            folder = self._work.save(num_steps)
+            if self._leads:
+                self._console.print(f"saved {folder}", highlight=False)
+
+    def _finish(self) -> Report:
+        """Compare the parameters, and simulate the plan with what its ops cost."""
+        gathered = self._place.gather((self._work.costs(), self._work.digests()))
+        if self._reference is not None and self._fault is None:
+            digests = [each for _, each in gathered]
+            self._fault = compare_parameters(digests, self._reference.parameters())
+        costs: dict[int, StageCosts] = {stage: cost for each, _ in gathered for stage, cost in each.items()}
+        num_cores = None if self._config.timed else shared_cores(self._plan.num_ranks)
+        return predict(self._plan, costs, num_cores, one_process=self._place.group is None)
+
+    def _write(self, folder: Path, predicted: Report) -> None:
+        monitor, plan = self._monitor, self._plan
+        losses = monitor.losses
+        figures = summary.Summary(
+            schedule=plan.name,
+            num_ranks=plan.num_ranks,
+            num_microbatches=plan.num_microbatches,
+            num_steps=monitor.num_steps,
+            first_loss=losses[0] if losses else None,
+            last_loss=losses[-1] if losses else None,
+            losses=losses,
+            bitwise_equal=None if self._reference is None else self._fault is None,
+            step_time_ms=monitor.step_time_ms,
+            predicted_step_time_ms=predicted.makespan,
+            bubble_rate=monitor.bubble_rate,
+            predicted_bubble_rate=predicted.bubble_rate,
+            tokens_per_second=monitor.tokens_per_second,
+            peak_activation_bytes=monitor.peak_activation_bytes,
+        )
+        summary.write(folder, figures, plan, monitor.typical_report.trace, predicted.trace)
+        self._console.print(results.table(monitor, predicted, self._caption()))
+        if losses:
+            self._console.print(f"loss {losses[0]:.3f} → {losses[-1]:.3f}")
+        self._console.print(f"{folder}: summary.json, plan.json, trace.json, timeline.html", highlight=False)
+
+    def _caption(self) -> str:
+        if self._config.timed is not None:
+            return "predicted: simulated from the costs of --timed"
+        text = "predicted: simulated from the median CPU time of each stage's ops in this run"
+        if self._place.group is None:
+            return f"{text}, one after another"
+        num_cores = shared_cores(self._plan.num_ranks)
+        return text if num_cores is None else f"{text}, on {num_cores} shared cores"
+
+    def _judge(self, predicted: Report) -> None:
+        """Say whether the run kept its promise."""
+        if self._reference is not None:
+            if self._fault is not None:
+                raise PipertError(f"not what a single process computes: {self._fault}")
+            self._console.print("every loss, gradient and parameter equals the single process's, bit for bit")
+        if self._config.timed is not None:
+            error = results.step_time_error(self._monitor, predicted)
+            text = f"the measured step is {error:+.1%} off the predicted one"
+            if abs(error) > results.TIMED_TOLERANCE:
+                raise PipertError(f"{text}, more than {results.TIMED_TOLERANCE:.0%}: something else used the machine?")
+            self._console.print(f"{text}, within {results.TIMED_TOLERANCE:.0%}")

@@ -1,0 +1,91 @@
+"""From a run's configuration to its plan; without torch, so that mistakes show at once."""
+
+from __future__ import annotations
+
+from pipert import passes, schedules
+from pipert.costs import Costs
+from pipert.errors import ConfigError
+from pipert.lowering import compile
+from pipert.ops import OpKind
+from pipert.plan import Plan
+from pipert.train.config import ModelConfig, TrainConfig
+from pipert.train.resume import first_step
+from pipert.train.text import load_text
+
+DEFAULT_RANKS = 4
+DEFAULT_MICROBATCHES = 8
+
+
+def make_plan(config: TrainConfig, started_ranks: int | None) -> Plan:
+    """Return the plan to run: of the plan file, else of the schedule.
+
+    Args:
+        config: the run.
+        started_ranks: how many ranks are running already (torchrun); None if that is ours to decide.
+
+    Raises:
+        ConfigError, PlanError: sizes do not fit, the schedule is unknown, the plan file is bad or for other ranks.
+    """
+    if config.plan is not None:
+        plan = Plan.load(config.plan)
+        _agree(f"the plan {config.plan}", plan.num_ranks, "ranks", started_ranks, config.ranks)
+        _agree(f"the plan {config.plan}", plan.num_microbatches, "microbatches", config.microbatches)
+    else:
+        if started_ranks is not None:
+            _agree("torchrun", started_ranks, "ranks", config.ranks)
+        program = schedules.build(
+            config.schedule,
+            num_ranks=config.ranks or started_ranks or DEFAULT_RANKS,
+            num_microbatches=config.microbatches or DEFAULT_MICROBATCHES,
+            num_chunks=config.chunks,
+        )
+        if config.recompute:
+            program = passes.recompute(program, range(program.num_stages))
+        plan = compile(program)
+    if config.timed is None:
+        cut(config.model.num_layers, plan.num_stages)
+    return plan
+
+
+def check(config: TrainConfig, plan: Plan) -> None:
+    """Look at all else that a run needs, before its ranks are started.
+
+    Raises:
+        ConfigError: the text, the checkpoint or the costs are not usable.
+    """
+    if config.timed is not None:
+        Costs.parse(config.timed).for_plan(plan)
+        return
+    first_step(config)
+    load_text(config.data).require(config.batch_size * plan.num_microbatches * config.model.seq_len + 1)
+
+
+def recomputed_stages(plan: Plan) -> set[int]:
+    """Return the stages whose forward the plan runs again before the backward."""
+    return {op.stage for op in plan.ops if op.kind is OpKind.RECOMPUTE}
+
+
+def cut(num_layers: int, num_stages: int) -> list[range]:
+    """Return the layers of each stage, evenly.
+
+    Raises:
+        ConfigError: the layers do not divide into the stages.
+    """
+    if num_layers % num_stages:
+        nearest = max(num_stages, round(num_layers / num_stages) * num_stages)
+        raise ConfigError(f"{num_layers} layers do not divide into {num_stages} stages; --layers {nearest} would")
+    each = num_layers // num_stages
+    return [range(stage * each, (stage + 1) * each) for stage in range(num_stages)]
+
+
+def tied_parameters(config: ModelConfig, num_stages: int) -> tuple[tuple[tuple[int, str], ...], ...]:
+    """Return the groups of (stage, parameter name) that are copies of one parameter."""
+    if not config.tied or num_stages == 1:
+        return ()
+    return (((0, "embed.weight"), (num_stages - 1, "embed.weight")),)
+
+
+def _agree(what: str, number: int, unit: str, *others: int | None) -> None:
+    for other in others:
+        if other is not None and other != number:
+            raise ConfigError(f"{what} is for {number} {unit}, this run has {other}")

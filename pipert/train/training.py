@@ -1,0 +1,91 @@
+"""Training: this process's stages of the model, their optimizer, and the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipert.costs import StageCosts
+from pipert.engine import Engine
+from pipert.plan import Plan
+from pipert.train import checkpoint
+from pipert.train.clock import ClockedStage
+from pipert.train.config import TrainConfig
+from pipert.train.data import Batches
+from pipert.train.digest import Digests, gradient_digests, parameter_digests
+from pipert.train.model import DTYPES, build_stage, loss_fn, main_grad_dtype
+from pipert.train.optim import AdamW, learning_rate, stage_parameters
+from pipert.train.place import Place
+from pipert.train.plans import recomputed_stages, tied_parameters
+from pipert.train.resume import about, find
+from pipert.train.text import load_text
+from pipert.train.verify import StepBits
+from pipert.train.work import StepNote
+
+
+class Training:
+    """See Work. Made on every rank, because a checkpoint is loaded by all together."""
+
+    def __init__(self, config: TrainConfig, plan: Plan, place: Place, first_step: int) -> None:
+        num_stages, dtype = plan.num_stages, DTYPES[config.dtype]
+        self._config = config
+        modules = {
+            stage: build_stage(config.model, num_stages, stage, seed=config.seed, dtype=dtype) for stage in place.stages
+        }
+        self._optimizer = AdamW(stage_parameters(modules), config.lr)
+        if config.resume is not None:
+            checkpoint.load(find(config.resume), self._optimizer)
+        again, main_grad = recomputed_stages(plan), main_grad_dtype(dtype)
+        self._stages = {
+            stage: ClockedStage(module, recompute=stage in again, main_grad_dtype=main_grad)
+            for stage, module in modules.items()
+        }
+        num_sequences = config.batch_size * plan.num_microbatches
+        self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed)
+        last = self._stages.get(num_stages - 1)
+        self._engine = Engine(
+            plan,
+            self._stages,
+            loss_fn if last is None else last.clock_loss(loss_fn),
+            process_group=place.group,
+            optimizer=self._optimizer,
+            clip_norm=config.clip,
+            tied=tied_parameters(config.model, num_stages),
+            seed=config.seed,
+        )
+        self._engine.num_steps = first_step
+        self._gradients: Digests = {}
+        if config.verify:
+            self._optimizer.register_step_pre_hook(self._note_gradients)
+
+    def step(self, step: int) -> StepNote:
+        """See Work."""
+        config = self._config
+        self._optimizer.set_lr(learning_rate(config, step))
+        result = self._engine.step(*self._batches(step))
+        loss = None if result.loss is None else result.loss.item()
+        bits = None
+        if config.verify:
+            assert result.grad_norm is not None
+            losses = () if result.losses is None else tuple(result.losses.tolist())
+            bits = StepBits(losses, result.grad_norm.item(), self._gradients)
+        return StepNote(result.records, result.peak_activation_bytes, loss, bits)
+
+    def costs(self) -> dict[int, StageCosts]:
+        """See Work. They are CPU times."""
+        return {stage: clocked.costs() for stage, clocked in self._stages.items()}
+
+    def digests(self) -> Digests:
+        """See Work."""
+        return parameter_digests(self._optimizer.model_parameters)
+
+    def save(self, num_steps: int) -> Path:
+        """See Work."""
+        assert self._config.save is not None
+        return checkpoint.save(self._config.save, num_steps, self._optimizer, about(self._config))
+
+    def close(self) -> None:
+        """See Work."""
+        self._engine.close()
+
+    def _note_gradients(self, *_: object) -> None:
+        self._gradients = gradient_digests(self._optimizer.model_parameters)

@@ -1,0 +1,52 @@
+"""What one process does in each step, whether it trains or only lets the time pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipert.costs import StageCosts
+from pipert.train.digest import Digests
+from pipert.train.verify import StepBits
+
+
+@dataclass(frozen=True, slots=True)
+class StepNote:
+    """What a process tells the others after a step.
+
+    Attributes:
+        records: the trace of its ops.
+        peak_activation_bytes: per rank that it runs.
+        loss: None where it does not hold the last stage.
+        bits: what ``--verify`` compares; None if nothing is compared.
+    """
+
+    records: bytes
+    peak_activation_bytes: dict[int, int]
+    loss: float | None = None
+    bits: StepBits | None = None
+
+
+class Work(Protocol):
+    """The stages of this process, step by step."""
+
+    def step(self, step: int) -> StepNote:
+        """Run one step."""
+        ...
+
+    def costs(self) -> dict[int, StageCosts]:
+        """Return what the ops of each stage here cost, in ms."""
+        ...
+
+    def digests(self) -> Digests:
+        """Return the digests of the parameters here."""
+        ...
+
+    def save(self, num_steps: int) -> Path:
+        """Write a checkpoint after ``num_steps`` steps; return its folder."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        ...
