@@ -78,7 +78,7 @@ def _embedding(node: Any, edge: int) -> Bound | None:
 
 def _bind(formula: Formula, node: Any, saved: str) -> Bound | None:
     """Join ``formula`` with the tensor that ``node`` holds in its attribute ``saved``, where that is at hand."""
-    if is_hooked(getattr(node, "_raw" + saved)):
+    if is_hooked(getattr(node, "_raw" + saved), node, saved):
         return None
     tensor: Tensor = getattr(node, saved)
     if tensor.layout is not torch.strided or tensor.is_complex():

@@ -18,8 +18,6 @@ _run = Variable._execution_engine.run_backward
 PythonNode: type = torch._C._FunctionBase
 """The node of a ``torch.autograd.Function``."""
 
-_SavedTensor: Any = torch._C._autograd.SavedTensor
-
 
 def _accumulate_grad_type() -> type:
     leaf = torch.empty(0, requires_grad=True)
@@ -54,21 +52,28 @@ def gradients(
     return arrived
 
 
-if hasattr(_SavedTensor, "unpack_hook"):
+def is_hooked(saved: Any, node: Any, name: str) -> bool:
+    """Whether a saved tensor (``node._raw_saved_x``) stands under saved-tensor hooks, as in a checkpoint."""
+    return saved.unpack_hook is not None
 
-    def is_hooked(saved: Any) -> bool:
-        """Whether a saved tensor (``node._raw_saved_x``) stands under saved-tensor hooks, as in a checkpoint."""
-        return saved.unpack_hook is not None
 
-else:  # torch < 2.13 does not show a saved tensor's hooks, but refuses to set them twice
+def is_hooked_by_trial(saved: Any, node: Any, name: str) -> bool:
+    """Do as :func:`is_hooked` where torch does not show the hooks (before 2.13): it refuses to set them twice.
 
-    def is_hooked(saved: Any) -> bool:
-        """Whether a saved tensor (``node._raw_saved_x``) stands under saved-tensor hooks, as in a checkpoint."""
+    Leaves hooks that do nothing, and remembers under ``name`` in the node's metadata that they are its own.
+    """
+    own: set[str] = node.metadata.setdefault("pipert_own_hooks", set())
+    if name not in own:
         try:
             saved.register_hooks(_same, _same)
         except RuntimeError:
             return True
-        return False
+        own.add(name)
+    return False
+
+
+if not hasattr(torch._C._autograd.SavedTensor, "unpack_hook"):
+    is_hooked = is_hooked_by_trial
 
 
 def _same(value: Tensor) -> Tensor:
@@ -89,5 +94,6 @@ __all__ = [
     "gradient_edge",
     "gradients",
     "is_hooked",
+    "is_hooked_by_trial",
     "storage_id",
 ]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipert.stages.graph import AccumulateGrad, is_hooked, storage_id
+from pipert.stages.graph import AccumulateGrad, PythonNode, is_hooked, storage_id
 
 
 def held_bytes(roots: Iterable[Any], tensors: Iterable[Tensor], without: Iterable[Tensor]) -> int:
     """Return the bytes of all memory that the graph below ``roots`` and ``tensors`` keep alive, each counted once.
 
-    Tensors under saved-tensor hooks count only where they are tensors all the same; what a checkpointed region holds
-    for its own recomputation is not seen.
+    Tensors under saved-tensor hooks are not counted, nor is what a checkpointed region holds to run again.
 
     Args:
         roots: nodes.
@@ -43,19 +43,21 @@ def _saved_tensors(roots: Iterable[Any]) -> Iterator[Tensor]:
         stack += [child for child, _ in node.next_functions if child is not None]
         if type(node) is AccumulateGrad:
             yield node.variable
-        for name in dir(node):
-            if name.startswith("_raw_saved_"):
-                raw = getattr(node, name)
-                for index, saved in enumerate(raw if isinstance(raw, tuple) else (raw,)):
-                    tensor = _tensor_of(node, name, saved, index if isinstance(raw, tuple) else None)
-                    if tensor is not None and tensor.layout is torch.strided:
-                        yield tensor
+        for name in _names_of_saved(node.__class__):
+            tensors = _saved_under(node, name)
+            yield from (tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.layout is torch.strided)
 
 
-def _tensor_of(node: Any, name: str, saved: Any, index: int | None) -> Tensor | None:
-    if is_hooked(saved):
-        data = getattr(saved, "data", None)
-        return data if isinstance(data, Tensor) else None
-    value = getattr(node, "saved_tensors" if name == "_raw_saved_tensors" else name.replace("_raw", "", 1))
-    tensor = value if index is None else value[index]
-    return tensor if isinstance(tensor, Tensor) else None
+@functools.cache
+def _names_of_saved(node_type: Any) -> tuple[str, ...]:
+    return tuple(name.removeprefix("_raw") for name in dir(node_type) if name.startswith("_raw_saved_"))
+
+
+def _saved_under(node: Any, name: str) -> Sequence[Any]:
+    raw = getattr(node, "_raw" + name)
+    if not isinstance(raw, tuple):
+        return () if is_hooked(raw, node, name) else (getattr(node, name),)
+    if any(is_hooked(saved, node, f"{name}{index}") for index, saved in enumerate(raw)):
+        return ()
+    values: Sequence[Any] = getattr(node, "saved_tensors" if isinstance(node, PythonNode) else name)
+    return values
