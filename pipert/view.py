@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
 from typing import Any
@@ -115,6 +115,7 @@ def _column(typecode: str, values: Any) -> str:
     return base64.b64encode(column.tobytes()).decode("ascii")
 
 
+_SVG_LEFT = 64  # where the time axis begins
 _SVG_STYLE = (
     "text{font:11px system-ui,sans-serif;fill:#1c2330}.head{font-weight:600;font-size:12px}.soft{fill:#667085}"
     ".lane{fill:#eef0f4}@media(prefers-color-scheme:dark){text{fill:#e6e9ef}.soft{fill:#98a2b3}.lane{fill:#20252e}}"
@@ -130,33 +131,22 @@ def timeline_svg(traces: Sequence[tuple[str, Trace]], *, width: int = 960) -> st
     Raises:
         ConfigError: one of the traces lacks ops.
     """
-    gutter, bar, row, title = 64, 20, 24, 30
     longest = max(max(trace.end) * _page_scale(trace) for _, trace in traces)
     parts: list[str] = []
     y = 0
     for label, trace in traces:
-        plan, report, shades = trace.plan, measure(trace), _shades(trace.plan)
-        pixels = (width - gutter - 8) / longest * _page_scale(trace)
-        head = escape(f"{label} · bubble {report.bubble_rate:.1%}")
-        parts.append(f'<text class="head" x="{gutter}" y="{y + 20}">{head}</text>')
-        for rank in range(plan.num_ranks):
-            top = y + title + rank * row
-            parts.append(f'<text class="soft" x="8" y="{top + 14}">rank {rank}</text>')
-            parts.append(f'<rect class="lane" x="{gutter}" y="{top}" width="{width - gutter - 8}" height="{bar}"/>')
-            for op in plan.compute_ops(rank):
-                item, x = plan.ops[op], gutter + trace.start[op] * pixels
-                size, color = (trace.end[op] - trace.start[op]) * pixels, _mixed(item.kind, shades[item.stage])
-                where = f'x="{x:.2f}" y="{top}" width="{max(0.5, size - 0.8):.2f}" height="{bar}" rx="2"'
-                parts.append(f'<rect class="op" {where} fill="rgb{color}"/>')
-                if size > 7 * len(str(item.microbatch)) + 2:
-                    style = "on light" if 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 150 else "on"
-                    parts.append(
-                        f'<text class="{style}" x="{x + size / 2:.1f}" y="{top + 14}">{item.microbatch}</text>'
-                    )
-        y += title + plan.num_ranks * row
+        pixels = (width - _SVG_LEFT - 8) / longest * _page_scale(trace)
+        head = escape(f"{label} · bubble {measure(trace).bubble_rate:.1%}")
+        parts.append(f'<text class="head" x="{_SVG_LEFT}" y="{y + 20}">{head}</text>')
+        y += 30
+        for rank in range(trace.plan.num_ranks):
+            parts.append(f'<text class="soft" x="8" y="{y + 14}">rank {rank}</text>')
+            parts.append(f'<rect class="lane" x="{_SVG_LEFT}" y="{y}" width="{width - _SVG_LEFT - 8}" height="20"/>')
+            parts += _svg_ops(trace, rank, y, pixels)
+            y += 24
     used = {item.kind for _, trace in traces for item in trace.plan.ops if item.kind.lane is LaneKind.COMPUTE}
     for index, kind in enumerate(kind for kind in _KINDS if kind in used):
-        x = gutter + index * 120
+        x = _SVG_LEFT + index * 120
         parts.append(f'<rect x="{x}" y="{y + 12}" width="12" height="12" rx="2" fill="rgb{_COLORS[kind]}"/>')
         parts.append(f'<text class="soft" x="{x + 18}" y="{y + 22}">{kind.name.lower().replace("_", " ")}</text>')
     box = f'width="{width}" height="{y + 34}" viewBox="0 0 {width} {y + 34}"'
@@ -164,5 +154,15 @@ def timeline_svg(traces: Sequence[tuple[str, Trace]], *, width: int = 960) -> st
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>\n<style>{_SVG_STYLE}</style>\n{body}\n</svg>\n'
 
 
-def _mixed(kind: OpKind, shade: float) -> tuple[int, ...]:
-    return tuple(round(part + (255 - part) * shade) for part in _COLORS[kind])
+def _svg_ops(trace: Trace, rank: int, y: int, pixels: float) -> Iterator[str]:
+    """Draw the compute ops of one rank as bars with the number of their microbatch; ``pixels`` per unit of time."""
+    shades = _shades(trace.plan)
+    for op in trace.plan.compute_ops(rank):
+        item, x = trace.plan.ops[op], _SVG_LEFT + trace.start[op] * pixels
+        size, shade = (trace.end[op] - trace.start[op]) * pixels, shades[item.stage]
+        color = tuple(round(part + (255 - part) * shade) for part in _COLORS[item.kind])
+        where = f'x="{x:.2f}" y="{y}" width="{max(0.5, size - 0.8):.2f}" height="20" rx="2"'
+        yield f'<rect class="op" {where} fill="rgb{color}"/>'
+        if size > 7 * len(str(item.microbatch)) + 2:
+            style = "on light" if 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 150 else "on"
+            yield f'<text class="{style}" x="{x + size / 2:.1f}" y="{y + 14}">{item.microbatch}</text>'
