@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipert.errors import PipertError
 from pipert.numerics import LossReduction, MicrobatchLoss, microbatch_loss
 from pipert.stages import Grads
+from pipert.stages.graph import gradient_edge, gradients
 
 
 class Loss:
@@ -68,7 +68,7 @@ class Loss:
             return ()
         self._roots[microbatch] = None
         loss, outputs = waiting
-        return torch.autograd.grad(loss.root, outputs, loss.root_grad, allow_unused=True)
+        return tuple(gradients((gradient_edge(loss.root),), (loss.root_grad,), outputs))
 
     def release(self, microbatch: int) -> None:
         """See :class:`pipert.engine.ports.Source`."""
