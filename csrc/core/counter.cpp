@@ -1,5 +1,7 @@
 #include "core/counter.h"
 
+#include <sched.h>
+
 #include "core/clock.h"
 
 namespace pipert {
@@ -24,6 +26,7 @@ bool Counter::spin(uint64_t target, int64_t spin_ns) const noexcept {
       if (reached(target)) return true;
       pause();
     }
+    sched_yield();  // whoever is to advance it may be waiting for this very core
   } while (now_ns() < end);
   return reached(target);
 }

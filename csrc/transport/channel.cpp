@@ -7,6 +7,7 @@
 
 #include "core/clock.h"
 #include "core/error.h"
+#include "device/host/copy.h"
 
 namespace pipert {
 namespace {
@@ -51,7 +52,7 @@ CopyTimes SendEnd::send(std::span<const Segment> segments, std::span<const std::
   size_t end = 0;
   for (const Segment& segment : segments) {
     end = align(end);
-    if (segment.num_bytes > 0) std::memcpy(place + end, segment.data, segment.num_bytes);
+    copy_message(place + end, segment.data, segment.num_bytes);
     end += segment.num_bytes;
   }
   if (!header.empty()) std::memcpy(entry.header, header.data(), header.size());

@@ -25,7 +25,7 @@ def drive(plan, rank, session, **options):
 @pytest.mark.parametrize("spin_us", [0, 50])
 def test_steps_with_the_right_bytes(schedule, spin_us):
     plan = compile_plan(schedule, num_ranks=4, num_microbatches=8)
-    sizes = [100, 0, 300_000, 70_000]
+    sizes = [100, 0, 600_000, 70_000]
 
     def body(rank, session):
         driver = drive(plan, rank, session, nbytes=lambda text, step: sizes[step], spin_us=spin_us)

@@ -217,9 +217,9 @@ void plans_that_the_host_cannot_run_are_refused() {
 int main() {
   local(100, 0);
   local(100, 20'000);
-  local(300'000, 0);
+  local(600'000, 0);
   shared(100);
-  shared(300'000);
+  shared(600'000);
   a_failure_ends_every_rank();
   a_rank_that_closes_is_missed();
   waiting_looks_at_signals_and_the_clock();
