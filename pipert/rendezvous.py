@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,24 +25,31 @@ if TYPE_CHECKING:
 Group = dist.ProcessGroup
 
 
-def meet(group: Group, plan: Plan, fault: Exception | None = None) -> str:
+def meet(group: Group, plan: Plan, options: Mapping[str, Any], fault: Exception | None = None) -> str:
     """Check that the group's ranks can run ``plan`` together, and agree on a session id that nobody else has.
 
-    Collective. ``fault`` is what this rank found wrong on its own side: it is raised here, and the other ranks raise
-    too instead of waiting for this one.
+    Collective.
+
+    Args:
+        group: the ranks.
+        plan: must be the same on every rank.
+        options: JSON values by name that must be the same on every rank.
+        fault: what this rank found wrong on its own side: it is raised here, and the other ranks raise too instead of
+            waiting for this one.
 
     Returns:
         The session id.
 
     Raises:
-        ConfigError: the group has another number of ranks than the plan, the ranks hold different plans, or another
-            rank brought a ``fault``.
+        ConfigError: the group has another number of ranks than the plan, the ranks have different plans or options,
+            or another rank brought a ``fault``.
         TransportError: the ranks are not all on one machine.
     """
     about = {
         "machine": _machine(),
         "host": socket.gethostname(),
         "plan": plan.native.fingerprint,
+        "options": options,
         "fault": None if fault is None else f"{type(fault).__name__}: {fault}",
         "session": secrets.token_hex(16),
     }
@@ -74,6 +82,12 @@ def _check_peers(peers: list[dict[str, Any]]) -> None:
             raise ConfigError(f"rank {peer} cannot start: {about['fault']}", rank=peer)
         if about["plan"] != peers[0]["plan"]:
             raise ConfigError(f"rank {peer} has another plan than rank 0; give all ranks the same plan", rank=peer)
+        for name, value in about["options"].items():
+            first = peers[0]["options"][name]
+            if value != first:
+                raise ConfigError(
+                    f"rank {peer} has {name}={value}, rank 0 {name}={first}; all ranks need the same", rank=peer
+                )
         if about["machine"] != peers[0]["machine"]:
             raise TransportError(
                 f"rank {peer} is on {about['host']}, rank 0 on {peers[0]['host']}, in another machine or network "

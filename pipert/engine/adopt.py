@@ -21,7 +21,8 @@ def adopt(
     """Wrap modules in :class:`pipert.Stage`, and check that the stages are those that ``ranks`` hold in ``plan``.
 
     Raises:
-        ConfigError: stages are missing or too many, are no stages, or lie on a device that this build does not move.
+        ConfigError: stages are missing or too many, are no stages, share a parameter, or lie on a device that this
+            build does not move.
     """
     here = {stage for stage, rank in enumerate(plan.stage_ranks) if rank in set(ranks)}
     if set(stages) != here:
@@ -30,7 +31,9 @@ def adopt(
             f"stages), but stages {_list(stages)} were given; is the plan for other ranks?"
         )
     recomputed = recomputed_stages(plan)
-    return {index: _adopt(index, stages[index], index in recomputed) for index in sorted(here)}
+    adopted = {index: _adopt(index, stages[index], index in recomputed) for index in sorted(here)}
+    _check_not_shared(modules_of(adopted))
+    return adopted
 
 
 def modules_of(stages: Mapping[int, StageProtocol]) -> dict[int, nn.Module]:
@@ -48,6 +51,18 @@ def _adopt(index: int, stage: Any, recomputed: bool) -> StageProtocol:
         if recomputed and not stage.recomputes:
             raise ConfigError(f"the plan recomputes stage {index}: make it Stage(module, recompute=True)")
     return stage
+
+
+def _check_not_shared(modules: Mapping[int, nn.Module]) -> None:
+    owners: dict[int, int] = {}
+    for index, module in modules.items():
+        for name, parameter in module.named_parameters():
+            owner = owners.setdefault(id(parameter), index)
+            if owner != index:
+                raise ConfigError(
+                    f"stages {owner} and {index} share the parameter {name!r}; give each its own copy, and name the "
+                    "copies in tied"
+                )
 
 
 def _check_device(index: int, module: nn.Module) -> None:

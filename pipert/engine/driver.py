@@ -86,8 +86,8 @@ class Driver:
             OpKind.FORWARD: self._forward if training else self._forward_only,
             OpKind.BACKWARD: self._backward,
             OpKind.INPUT_GRAD: self._input_grad,
-            OpKind.WEIGHT_GRAD: self._weight_grad,
-            OpKind.RECOMPUTE: self._recompute,
+            OpKind.WEIGHT_GRAD: self.stage.weight_grad,
+            OpKind.RECOMPUTE: self.stage.recompute,
         }[kind]
         measure = self._measure
 
@@ -106,28 +106,19 @@ class Driver:
         inputs = self._take_inputs(microbatch)
         self._needs_grad[microbatch] = [tensor.requires_grad for tensor in inputs]
         outputs = self.stage.forward(microbatch, inputs)
-        self._outputs.give(microbatch, self._owned(microbatch, outputs))
+        self._outputs.give(microbatch, self._inputs.owned(microbatch, outputs))
 
     def _forward_only(self, microbatch: int) -> None:
         outputs = self.stage.forward_only(self._take_inputs(microbatch))
-        self._outputs.give(microbatch, self._owned(microbatch, outputs))
-        self._release(microbatch)
-
-    def _recompute(self, microbatch: int) -> None:
-        self.stage.recompute(microbatch)
+        self._outputs.give(microbatch, self._inputs.owned(microbatch, outputs))
 
     def _backward(self, microbatch: int) -> None:
         grads = self.stage.backward(microbatch, self._grads.take(microbatch))
         self._give_input_grads(microbatch, grads)
-        self._release(microbatch)
 
     def _input_grad(self, microbatch: int) -> None:
         grads = self.stage.input_grad(microbatch, self._grads.take(microbatch))
         self._give_input_grads(microbatch, grads)
-
-    def _weight_grad(self, microbatch: int) -> None:
-        self.stage.weight_grad(microbatch)
-        self._release(microbatch)
 
     def _take_inputs(self, microbatch: int) -> Tensors:
         seed_op(self._seed, self._step, self._stage_idx, microbatch)
@@ -137,17 +128,11 @@ class Driver:
         needs_grad = self._needs_grad[microbatch]
         if False in needs_grad:
             grads = tuple(grad for grad, needed in zip(grads, needs_grad, strict=True) if needed)
-        self._input_grads.give(microbatch, self._owned(microbatch, grads))
-
-    def _owned(self, microbatch: int, tensors: Grads) -> Grads:
-        return self._grads.owned(microbatch, self._inputs.owned(microbatch, tensors))
-
-    def _release(self, microbatch: int) -> None:
-        self._inputs.release(microbatch)
-        self._grads.release(microbatch)
+        grads = self._grads.owned(microbatch, self._inputs.owned(microbatch, grads))
+        self._input_grads.give(microbatch, grads)
 
     def _measure(self) -> None:
-        held = self.stage.activation_bytes + self._inputs.bytes_held + self._grads.bytes_held
+        held = self.stage.activation_bytes
         meter = self._meter
         meter.held += held - self._held
         self._held = held

@@ -87,35 +87,41 @@ class Engine:
         seed: int = 0,
         timeout_ms: int = 600_000,
     ) -> None:
-        rank = None if process_group is None else dist.get_rank(process_group)
         self.plan = plan
         self.num_steps = 0
+        self._rank = None if process_group is None else dist.get_rank(process_group)
+        self._ranks = tuple(range(plan.num_ranks)) if self._rank is None else (self._rank,)
         self._trains = has_backward(plan)
-        self._ranks = tuple(range(plan.num_ranks)) if rank is None else (rank,)
         self._loss_reduction = loss_reduction
         self._num_tokens: Tensor | None = None
         self._closed: str | None = None
         self._runners: dict[bool, Runner] = {}
+        tied = [tuple(tie) for tie in tied]
         fault: PipertError | None = None
         try:
-            self._stages = adopt(plan, stages, self._ranks)
+            self._stages = self._adopt(stages, loss_fn)
             self._finish = Finish(
                 plan.stage_ranks,
                 modules_of(self._stages),
-                rank,
+                self._rank,
                 process_group,
                 tied=tied,
                 optimizer=optimizer,
                 clip_norm=clip_norm,
             )
-            check_reduction(loss_reduction)
-            if loss_fn is None and self._trains and isinstance(self._stages.get(plan.num_stages - 1), Stage):
-                raise ConfigError(f"loss_fn is needed on rank {plan.stage_ranks[-1]}, which holds the last stage")
         except PipertError as error:
             if process_group is None:
                 raise
             fault = error
-        session = None if process_group is None else meet(process_group, plan, fault)
+        session = None
+        if process_group is not None:
+            options: dict[str, Any] = {
+                "optimizer": optimizer is not None,
+                "clip_norm": clip_norm,
+                "tied": [list(tie) for tie in tied],
+            }
+            options |= {"loss_reduction": loss_reduction, "seed": seed}
+            session = meet(process_group, plan, options, fault)
         self._finish.connect()
         self._settings = Settings(self._ranks, session, self._stages, loss_fn, loss_reduction, seed, timeout_ms)
         self._runner(training=self._trains)
@@ -196,6 +202,15 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _adopt(
+        self, stages: Mapping[int, nn.Module | StageProtocol], loss_fn: Callable[..., Any] | None
+    ) -> dict[int, StageProtocol]:
+        check_reduction(self._loss_reduction)
+        adopted = adopt(self.plan, stages, self._ranks)
+        if loss_fn is None and self._trains and isinstance(adopted.get(self.plan.num_stages - 1), Stage):
+            raise ConfigError(f"loss_fn is needed on rank {self.plan.stage_ranks[-1]}, which holds the last stage")
+        return adopted
+
     def _runner(self, training: bool) -> Runner:
         """Return the runner of steps or of forward-only steps; the latter is made when it is first needed."""
         if training not in self._runners:
@@ -209,9 +224,15 @@ class Engine:
     def _run(self, training: bool, inputs: Any, targets: Any) -> tuple[Runner, list[MicrobatchLoss] | None]:
         if self._closed:
             raise PipertError(self._closed, step=self.num_steps)
-        inputs = self._inputs(inputs)
-        targets = self._microbatches("targets", targets, self.plan.stage_ranks[-1])
         runner = self._runner(training)
+        try:
+            inputs = self._inputs(inputs)
+            targets = self._microbatches("targets", targets, self.plan.stage_ranks[-1])
+        except ConfigError as error:
+            if self._settings.session is not None:  # the other ranks are on their way into the step
+                runner.executor.abort(f"ConfigError: {error}")
+                self._fail(runner, error)
+            raise
         try:
             with preserved_rng():
                 return runner, runner.step(self.num_steps, inputs, targets)

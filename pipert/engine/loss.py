@@ -31,7 +31,6 @@ class Loss:
         self._losses: list[MicrobatchLoss | None] = [None] * num_microbatches
         self._targets: Sequence[Any] = ()
         self._step = 0
-        self.bytes_held = 0
 
     def start(self, step: int, targets: Sequence[Any]) -> None:
         """Begin a step with one target per microbatch."""
@@ -69,9 +68,6 @@ class Loss:
         self._roots[microbatch] = None
         loss, outputs = waiting
         return tuple(gradients((gradient_edge(loss.root),), (loss.root_grad,), outputs))
-
-    def release(self, microbatch: int) -> None:
-        """See :class:`pipert.engine.ports.Source`."""
 
     def owned(self, microbatch: int, tensors: Grads) -> Grads:
         """See :class:`pipert.engine.ports.Source`."""

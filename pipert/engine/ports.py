@@ -35,14 +35,8 @@ class Mail(Protocol):
 class Source(Protocol):
     """Where a stage's inputs, or the gradients of its outputs, come from."""
 
-    bytes_held: int
-
     def take(self, microbatch: int) -> Grads:
         """Return the tensors for ``microbatch``; called once per microbatch."""
-        ...
-
-    def release(self, microbatch: int) -> None:
-        """Say that the stage is through with ``microbatch``."""
         ...
 
     def owned(self, microbatch: int, tensors: Grads) -> Grads:
@@ -50,7 +44,7 @@ class Source(Protocol):
         ...
 
     def clear(self) -> None:
-        """Forget everything that was not taken or released, after a step that failed."""
+        """Forget what nobody took, after a step that failed."""
         ...
 
 
@@ -71,7 +65,6 @@ class Kept:
 
     def __init__(self, num_microbatches: int) -> None:
         self._waiting: list[Grads] = [()] * num_microbatches
-        self.bytes_held = 0
 
     def give(self, microbatch: int, tensors: Grads) -> None:
         """See :class:`Sink`."""
@@ -82,9 +75,6 @@ class Kept:
         tensors = self._waiting[microbatch]
         self._waiting[microbatch] = ()
         return tensors
-
-    def release(self, microbatch: int) -> None:
-        """See :class:`Source`."""
 
     def owned(self, microbatch: int, tensors: Grads) -> Grads:
         """See :class:`Source`."""
@@ -109,7 +99,6 @@ class Inbox:
         self._slots = slots
         self._views: dict[int, tuple[bytes, int, list[tuple[Tensor | None, bool]]]] = {}
         self._spans = [(0, 0)] * len(recv_ops)
-        self.bytes_held = 0
 
     def take(self, microbatch: int) -> Grads:
         """See :class:`Source`."""
@@ -117,7 +106,6 @@ class Inbox:
         slot = self._slots[microbatch]
         header, address, num_bytes = self._mail.received(recv_op)
         self._spans[microbatch] = (address, address + num_bytes)
-        self.bytes_held += num_bytes
         cached = self._views.get(slot)
         if cached is None or cached[1] != address or cached[0] != header:
             layouts = read_header(header)
@@ -127,12 +115,6 @@ class Inbox:
             [view if view is None else view.detach().requires_grad_(requires_grad) for view, requires_grad in cached[2]]
         )
 
-    def release(self, microbatch: int) -> None:
-        """See :class:`Source`."""
-        start, end = self._spans[microbatch]
-        self._spans[microbatch] = (0, 0)
-        self.bytes_held -= end - start
-
     def owned(self, microbatch: int, tensors: Grads) -> Grads:
         """See :class:`Source`."""
         start, end = self._spans[microbatch]
@@ -141,7 +123,6 @@ class Inbox:
     def clear(self) -> None:
         """See :class:`Source`."""
         self._spans = [(0, 0)] * len(self._spans)
-        self.bytes_held = 0
 
 
 class Outbox:

@@ -24,8 +24,8 @@ class StepResult:
         losses: the loss of each microbatch ``[num_microbatches]``; None where ``loss`` is.
         grad_norm: the global gradient norm before clipping, a scalar, on every rank; None unless the step ended with
             the optimizer.
-        peak_activation_bytes: per rank of this process, the most memory that unfinished microbatches took: what the
-            stages keep, and the received tensors in use.
+        peak_activation_bytes: per rank of this process, the most memory that its stages held after an op for
+            unfinished microbatches, received inputs included; what the loss function keeps is not counted.
         records: the executor's trace records of this process's ops; see :meth:`pipert.trace.Trace.from_records`.
     """
 

@@ -64,11 +64,15 @@ def run(directory: Path, name: str, fault: Callable[[], None] | None, *, timeout
     targets = [*pipe.targets[:4], pipe.targets[4] * float("inf"), pipe.targets[5]]
     stages = changes.get("stages", lambda modules: modules)(modules)
     plan = changes.get("plan", lambda plan: plan)(pipe.plan)
+    seed = rank if name == "other-seed" else 0
     try:
-        with pipert.Engine(plan, stages, pipe.loss_fn, process_group=dist.group.WORLD, timeout_ms=timeout_ms) as engine:
+        with pipert.Engine(
+            plan, stages, pipe.loss_fn, process_group=dist.group.WORLD, timeout_ms=timeout_ms, seed=seed
+        ) as engine:
             engine.step(pipe.inputs, pipe.targets)
             (directory / f"{name}.{rank}.started").touch()
-            engine.step(pipe.inputs, targets if name == "not-finite" else pipe.targets)
+            inputs = pipe.inputs[:5] if name == "bad-data" else pipe.inputs
+            engine.step(inputs, targets if name == "not-finite" else pipe.targets)
     except BaseException as error:
         report(directory, name, error)
         if isinstance(error, KeyboardInterrupt):
@@ -98,6 +102,8 @@ def main() -> None:
         "missing-stages": lambda name: run(directory, name, None, stages=without_stages),
         "other-plan": lambda name: run(directory, name, None, plan=another_plan),
         "other-ranks": lambda name: run(directory, name, None, plan=plan_for_two),
+        "other-seed": lambda name: run(directory, name, None),
+        "bad-data": lambda name: run(directory, name, None),
         "kill": lambda name: run(directory, name, die),
         "sleep": lambda name: run(directory, name, lambda: time.sleep(100)),
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from pipert import launch
 
 SCRIPT = str(Path(__file__).parent / "rank_failures.py")
-SCENARIOS = ["raise", "not-finite", "timeout", "missing-stages", "other-plan", "other-ranks"]
+SCENARIOS = ["raise", "not-finite", "timeout", "missing-stages", "other-plan", "other-ranks", "other-seed", "bad-data"]
 
 
 def reports(directory, name, ranks=range(3)):
@@ -65,12 +66,22 @@ def test_a_rank_that_takes_too_long(outcomes):
         ("missing-stages", "stages 1 on rank 1 .*but stages none were given"),
         ("other-plan", "rank 1 has another plan than rank 0"),
         ("other-ranks", "the plan is for 2 ranks, the process group has 3"),
+        ("other-seed", "rank 1 has seed=1, rank 0 seed=0"),
     ],
 )
 def test_what_cannot_start_is_refused_on_every_rank(outcomes, name, message):
     for error in reports(outcomes, name):
         assert error["type"] == "ConfigError"
-        assert __import__("re").search(message, error["text"])
+        assert re.search(message, error["text"])
+
+
+def test_data_that_does_not_fit_on_one_rank(outcomes):
+    first, *others = reports(outcomes, "bad-data")
+    assert first["type"] == "ConfigError"
+    assert "inputs: the plan has 6 microbatches, the list 5" in first["text"]
+    for other in others:
+        assert (other["type"], other["rank"]) == ("PeerLost", 0)
+        assert "the plan has 6 microbatches" in other["text"]
 
 
 def test_a_killed_rank(tmp_path):

@@ -204,14 +204,20 @@ def test_what_is_passed_on_outlives_the_slot_it_came_in(schedule):
         assert_same(grads(modules), sums)
 
 
-def test_received_memory_counts_in_the_peak(batch):
-    plan = make_plan("gpipe")
-    with pipert.Engine(plan, make_modules(2), squared_error) as engine:
-        peaks = engine.step(*batch).peak_activation_bytes
-        assert engine.step(*batch).peak_activation_bytes == peaks
-    assert set(peaks) == {0, 1}
-    received = batch[0].numel() * 4  # gpipe: all microbatches wait on the last rank
-    assert peaks[1] >= received
+def test_the_peak_counts_the_microbatches_in_flight():
+    inputs, targets = [torch.randn(2, WIDTH)] * NUM_MICROBATCHES, [torch.randn(2, WIDTH)] * NUM_MICROBATCHES
+
+    def peaks(schedule):
+        with pipert.Engine(make_plan(schedule), make_modules(2), squared_error) as engine:
+            first = engine.step(inputs, targets).peak_activation_bytes
+            assert engine.step(inputs, targets).peak_activation_bytes == first
+            assert engine.eval_step(inputs, targets).peak_activation_bytes == {0: 0, 1: 0}
+            return first
+
+    gpipe, one_f_one_b = peaks("gpipe"), peaks("1f1b")
+    assert (gpipe[0], gpipe[1]) == (2 * one_f_one_b[0], 4 * one_f_one_b[1])
+    kept = 2 * WIDTH * 4  # the output of the tanh; on rank 1 the received input besides
+    assert one_f_one_b[1] == 2 * kept
 
 
 def test_recomputation_where_the_plan_says_so(batch):
@@ -312,6 +318,7 @@ def test_data_that_does_not_fit_the_plan_is_refused_and_nothing_is_lost(inputs, 
         ({0: nn.Identity()}, {}, "stages 0, 1 on ranks 0, 1 .*but stages 0 were given"),
         ({0: nn.Identity(), 1: nn.Identity(), 2: nn.Identity()}, {}, "plan for other ranks"),
         ({0: nn.Identity(), 1: torch.ones(1)}, {}, "stage 1 is a Tensor"),
+        (dict.fromkeys((0, 1), nn.Linear(2, 2)), {}, "stages 0 and 1 share the parameter 'weight'"),
         ({0: nn.Identity(), 1: nn.Linear(2, 2, device="meta")}, {}, "stage 1: weight is on meta"),
         ({0: nn.Identity(), 1: nn.Identity()}, {"loss_reduction": "sum"}, "'sum'"),
         ({0: nn.Identity(), 1: nn.Identity()}, {"loss_fn": None}, "loss_fn is needed on rank 1"),
