@@ -15,14 +15,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from pipert.errors import ConfigError
 
 GRACE_S = 5.0
 """How long the other ranks may take to end after the first one has failed."""
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FORWARDED = (*_ENDING, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,7 +35,8 @@ def run(command: Sequence[str], num_ranks: int) -> int:
     others have :data:`GRACE_S` seconds to end; then they are killed.
 
     Returns:
-        0 if every rank returned 0; else the exit status of the first that did not, 128 + n for signal n.
+        0 if every rank returned 0; else 128 + n if signal n was passed on to end them; else the exit status of the
+        first that failed, 128 + n if signal n killed it.
 
     Raises:
         ConfigError: ``num_ranks`` is less than 1, or the command cannot be started.
@@ -42,12 +44,13 @@ def run(command: Sequence[str], num_ranks: int) -> int:
     if num_ranks < 1:
         raise ConfigError(f"the number of ranks must be at least 1, not {num_ranks}")
     ranks: list[subprocess.Popen[bytes]] = []
-    with closing(_reserved_port()) as port, _forwarding(ranks):
+    with closing(_reserved_port()) as port, _forwarding(ranks) as passed_on:
         try:
             with _signals_held_back():
                 for rank in range(num_ranks):
                     ranks.append(_start(command, rank, num_ranks, port.getsockname()[1]))
-            return _wait(ranks)
+            status = _wait(ranks)
+            return 128 + passed_on[0] if status != 0 and passed_on else status
         finally:
             for process in ranks:
                 _end(process)
@@ -127,20 +130,24 @@ def _signals_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _forwarding(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass signals on to the ranks that are still running."""
+def _forwarding(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass signals on to the ranks that are still running; yields the list of those that were to end them."""
+    passed_on: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield passed_on
         return
 
     def forward(signum: int, _frame: object) -> None:
+        if signum in _ENDING:
+            passed_on.append(signum)
         for process in ranks:
             if process.returncode is None:
-                os.kill(process.pid, signum)
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signum)
 
     before = {signum: signal.signal(signum, forward) for signum in _FORWARDED}
     try:
-        yield
+        yield passed_on
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

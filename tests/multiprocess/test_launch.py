@@ -81,6 +81,13 @@ def test_signals_reach_every_rank(signum, tmp_path):
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["got\n", "got\n"]
 
 
+def test_an_interrupt_is_the_exit_status_whatever_the_ranks_make_of_it(tmp_path):
+    script = f"trap 'exit 3' INT; echo up > {tmp_path}/$RANK; while :; do sleep 0.05; done"
+    process = start_launcher(script, tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+
+
 def test_ranks_die_with_a_killed_launcher(tmp_path):
     process = start_launcher(f"echo $$ > {tmp_path}/$RANK; sleep 100", tmp_path)
     wait_until(lambda: all((tmp_path / rank).read_text() for rank in "01"))
