@@ -26,8 +26,8 @@ def _option(text: str, panel: str, *names: str, **more: Any) -> Any:
 def train(
     context: typer.Context,
     schedule: Annotated[str, _option("See `pipert schedules`.", _PIPELINE)] = "zb-v",
-    ranks: Annotated[int | None, _option("Processes, one per rank.  [default: 4]", _PIPELINE)] = None,
-    microbatches: Annotated[int | None, _option("Microbatches per step.  [default: 8]", _PIPELINE)] = None,
+    ranks: Annotated[int | None, _option("Processes, one per rank.", _PIPELINE, show_default="4")] = None,
+    microbatches: Annotated[int | None, _option("Microbatches per step.", _PIPELINE, show_default="8")] = None,
     chunks: Annotated[int | None, _option("Stages per rank, where the schedule leaves it open.", _PIPELINE)] = None,
     plan: Annotated[Path | None, _option("Run this plan file instead of a schedule.", _PIPELINE)] = None,
     recompute: Annotated[
@@ -43,7 +43,7 @@ def train(
     positions: Annotated[str, _option("rotary or learned.", _MODEL)] = "rotary",
     tied: Annotated[bool, _option("Share the embedding with the output layer.", _MODEL, "--tied/--untied")] = True,
     dtype: Annotated[str, _option("fp32, or bf16 with fp32 main gradients and master weights.", _MODEL)] = "fp32",
-    steps: Annotated[int | None, _option("Steps in all.  [default: 100; 10 with --timed]", _TRAINING)] = None,
+    steps: Annotated[int | None, _option("Steps in all.", _TRAINING, show_default="100; 10 with --timed")] = None,
     batch_size: Annotated[int, _option("Sequences per microbatch.", _TRAINING)] = 2,
     seed: Annotated[int, _option("Of the weights and the batches.", _TRAINING)] = 0,
     lr: Annotated[float, _option("Peak learning rate of AdamW.", _TRAINING)] = 3e-3,
@@ -66,16 +66,16 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        Path | None, _option("Text to learn: a file or a folder.  [default: Python's own standard library]", _FILES)
+        Path | None, _option("Text to learn: a file or a folder.", _FILES, show_default="Python's own library")
     ] = None,
     save: Annotated[Path | None, _option("Folder for checkpoints; one is written at the end.", _FILES)] = None,
     save_every: Annotated[int, _option("Also write one every so many steps.", _FILES)] = 0,
     resume: Annotated[
         Path | None, _option("Go on from the newest checkpoint in this folder; ranks and schedule may differ.", _FILES)
     ] = None,
-    name: Annotated[str | None, _option("Results go to runs/NAME.  [default: time and schedule]", _FILES)] = None,
+    name: Annotated[str | None, _option("Results go to runs/NAME.", _FILES, show_default="time and schedule")] = None,
 ) -> None:
-    r"""Train a small GPT through a pipeline, and show what was predicted and what was measured.
+    """Train a small GPT through a pipeline, and show what was predicted and what was measured.
 
     Alone, it starts its ranks itself; under torchrun it is one of them.
 
@@ -84,7 +84,7 @@ def train(
     pipert train --schedule 1f1b --ranks 2 --data book.txt
     pipert train --schedule zb-h1 --timed F=20,I=20,W=20
     torchrun --nproc-per-node 4 -m pipert train --steps 500 --save out
-    """
+    """  # noqa: D301
     config = TrainConfig(
         model=ModelConfig(layers, dim, heads, seq_len, positions, tied),
         schedule=schedule,

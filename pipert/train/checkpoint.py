@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipert.errors import ConfigError
+from pipert.errors import ConfigError, PipertError
 from pipert.train.optim import AdamW
 from pipert.train.resume import ABOUT_FILE
 
@@ -34,22 +34,17 @@ def save(folder: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) ->
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        PipertError: it cannot be written; what was saved before is still there.
     """
-    from torch.distributed.checkpoint import state_dict_saver
+    from torch.distributed.checkpoint.api import CheckpointException
 
     final = folder / f"step-{step:06d}"
-    partial = folder / f".{final.name}.partial"
-    if _is_leader():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    _barrier()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without a process group torch warns that it saves from one process
-        state_dict_saver.save(_state(optimizer), checkpoint_id=partial, no_dist=not dist.is_initialized())
-    if _is_leader():
-        (partial / ABOUT_FILE).write_text(json.dumps({"step": step, **about}, indent=1))
-        _replace(partial, final)
-    _barrier()
+    try:
+        _write(final, step, optimizer, about)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        raise PipertError(f"the checkpoint {final} cannot be written: {error}") from error
     return final
 
 
@@ -70,6 +65,23 @@ def load(checkpoint: Path, optimizer: AdamW, *, alone: bool = False) -> None:
     except (CheckpointException, OSError) as error:
         raise ConfigError(f"the checkpoint {checkpoint} cannot be read: {error}") from error
     _fill(optimizer, state)
+
+
+def _write(final: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) -> None:
+    from torch.distributed.checkpoint import state_dict_saver
+
+    partial = final.with_name(f".{final.name}.partial")
+    if _is_leader():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    _barrier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without a process group torch warns that it saves from one process
+        state_dict_saver.save(_state(optimizer), checkpoint_id=partial, no_dist=not dist.is_initialized())
+    if _is_leader():
+        (partial / ABOUT_FILE).write_text(json.dumps({"step": step, **about}, indent=1))
+        _replace(partial, final)
+    _barrier()
 
 
 def _state(optimizer: AdamW) -> State:

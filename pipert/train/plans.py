@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from pipert import passes, schedules
 from pipert.costs import Costs
 from pipert.errors import ConfigError
@@ -51,8 +54,11 @@ def check(config: TrainConfig, plan: Plan) -> None:
     """Look at all else that a run needs, before its ranks are started.
 
     Raises:
-        ConfigError: the text, the checkpoint or the costs are not usable.
+        ConfigError: the text, a folder, the checkpoint or the costs are not usable.
     """
+    for folder in (config.runs, config.save):
+        if folder is not None:
+            _make_writable(folder)
     if config.timed is not None:
         Costs.parse(config.timed).for_plan(plan)
         return
@@ -83,6 +89,15 @@ def tied_parameters(config: ModelConfig, num_stages: int) -> tuple[tuple[tuple[i
     if not config.tied or num_stages == 1:
         return ()
     return (((0, "embed.weight"), (num_stages - 1, "embed.weight")),)
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"the folder {folder} cannot be written to")
 
 
 def _agree(what: str, number: int, unit: str, *others: int | None) -> None:

@@ -11,6 +11,7 @@ import time
 import pytest
 
 import pipert
+from pipert.passes import recompute
 from pipert.train.summary import Summary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -115,10 +116,14 @@ def test_resume_on_other_ranks_and_schedule_goes_on_exactly(run, tmp_path):
     assert rest["bitwise_equal"] is True
 
 
-def test_bf16(run, tmp_path):
-    process = run(COMMAND, *SMALL, "--ranks=2", "--steps=2", "--schedule=zb-h1", "--dtype=bf16", "--verify")
+def test_a_plan_file_in_bf16(run, tmp_path):
+    program = pipert.schedules.build("zb-h1", num_ranks=2, num_microbatches=4)
+    pipert.compile(recompute(program, [1])).save(tmp_path / "plan.json")
+    process = run(COMMAND, *SMALL, "--steps=2", "--plan=plan.json", "--dtype=bf16", "--verify")
     assert process.returncode == 0, process.stderr_text
-    assert summary_of(tmp_path / "runs" / "latest")["bitwise_equal"] is True
+    summary = summary_of(tmp_path / "runs" / "latest")
+    assert summary["bitwise_equal"] is True
+    assert summary["schedule"] == "zb-h1"
 
 
 def test_timed_compares_prediction_and_measurement(run, tmp_path):
@@ -136,11 +141,36 @@ def test_a_loss_that_is_not_finite(run, tmp_path):
     process = run(COMMAND, *SMALL, "--ranks=2", "--steps=50", "--lr=1e30", "--save=out", "--save-every=1")
     assert process.returncode == 1
     assert "not finite" in process.stderr_text
-    assert "Traceback" not in process.stderr_text
+    assert process.stderr_text.count("\n") == 1
     assert not (tmp_path / "runs" / "latest").exists()
     saved = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert saved
     assert all((tmp_path / "out" / name / "pipert.json").exists() for name in saved)
+
+
+RAISE_ON_RANK_1 = """
+import os
+import pipert.cli
+from pipert.train.model import Mlp
+if os.environ["RANK"] == "1":
+    def forward(self, x):
+        raise OverflowError("too much")
+    Mlp.forward = forward
+pipert.cli.main()
+"""
+
+
+def test_a_stage_that_raises_is_told_once(run, tmp_path):
+    (tmp_path / "rank.py").write_text(RAISE_ON_RANK_1)
+    command = [sys.executable, "rank.py", "train", *SMALL, "--schedule=1f1b"]
+    launch = f"import sys, pipert.launch; sys.exit(pipert.launch.run({command!r}, 2))"
+    process = run([sys.executable, "-c", launch])
+    assert process.returncode == 1
+    assert process.stderr_text.count("Traceback") == 1
+    assert process.stderr_text.count('raise OverflowError("too much")') <= 1
+    errors = [line for line in process.stderr_text.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "rank 1, 1F0, step 0: OverflowError: too much" in errors[0]
 
 
 def test_a_killed_rank_ends_the_others(start):

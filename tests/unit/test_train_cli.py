@@ -37,6 +37,7 @@ def save_plan(num_ranks):
         ("--timed=F=-1", "F"),
         ("--dim=130", "does not divide into 4 heads"),
         ("--name=a/b", "--name"),
+        ("--save=short/out", "folder short/out cannot be made"),
     ],
 )
 def test_refusals(options, text):

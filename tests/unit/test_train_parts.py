@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from pipert.errors import ConfigError
+from pipert.errors import ConfigError, PipertError
 from pipert.train import checkpoint
 from pipert.train.config import ModelConfig, TrainConfig
 from pipert.train.data import Batches
@@ -213,6 +213,11 @@ def test_saving_twice_and_bad_checkpoints(tmp_path):
     (saved / "pipert.json").write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         read_step(saved, {})
+    for file in (".metadata", "__0_0.distcp"):
+        damaged = checkpoint.save(tmp_path, 11, optimizer, {})
+        (damaged / file).write_bytes((damaged / file).read_bytes()[:100])
+        with pytest.raises(ConfigError, match="step-000011 cannot be read"):
+            checkpoint.load(damaged, optimizer)
     other = make_stages(ModelConfig(num_layers=4, dim=16, num_heads=2, seq_len=8, tied=False), 1)
     with pytest.raises(ConfigError, match="cannot be read"):
         checkpoint.load(find(tmp_path), AdamW(stage_parameters(other), lr=1e-2))
@@ -225,7 +230,7 @@ def test_a_save_that_dies_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     optimizer = AdamW(stage_parameters(stages), lr=1e-2)
     checkpoint.save(tmp_path, 1, optimizer, {})
     monkeypatch.setattr(state_dict_saver, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(PipertError, match="step-000002 cannot be written: disk full"):
         checkpoint.save(tmp_path, 2, optimizer, {})
     assert find(tmp_path).name == "step-000001"
     checkpoint.load(find(tmp_path), optimizer)
