@@ -40,19 +40,22 @@ def bench(
         for name, measure in PARTS.items():
             status.update(f"measuring: {name.replace('_', ' ')}")
             figures += measure()
+    peer = f"torch.distributed.pipelining of torch {torch.__version__}, over gloo"
     machine = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
     }
-    text = json.dumps({"area": area, "machine": machine, "figures": to_json(figures)}, indent=1)
+    text = json.dumps({"area": area, "peer": peer, "machine": machine, "figures": to_json(figures)}, indent=1)
     if out is not None:
         out.write_text(text + "\n")
     if as_json:
         typer.echo(text)
     else:
-        Console(highlight=False).print(as_table(figures))
+        console = Console(highlight=False)
+        console.print(as_table(figures))
+        console.print(f"peer: {peer}")
 
 
 def register(app: typer.Typer) -> None:
