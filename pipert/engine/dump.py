@@ -39,8 +39,9 @@ def default_path(ranks: tuple[int, ...]) -> Path:
 
 
 def write(path: str | os.PathLike[str], about: dict[str, Any]) -> None:
-    """Write a dump, whole or not at all."""
+    """Write a dump, whole or not at all; its folder is made."""
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
     partial.write_text(json.dumps({"format": "pipert-dump", "time": time.time(), **about}, indent=1))
     partial.replace(target)

@@ -157,7 +157,7 @@ class Engine:
         return self._result(runner, step, loss, per_microbatch, norm)
 
     def eval_step(self, inputs: Any = None, targets: Any = None) -> StepResult:
-        """Run every microbatch forward only, without gradients; the stages' order within a rank is ascending.
+        """Run every microbatch forward only, without gradients; nothing is counted as a step.
 
         Inputs, targets and errors are those of :meth:`step`. The modules' mode is left as it is: call ``module.eval()``
         before if dropout is not wanted.
@@ -242,7 +242,10 @@ class Engine:
 
     def _fail(self, runner: Runner, error: BaseException) -> None:
         if isinstance(error, (LaneTimeout, PeerLost)):
-            error.args = (f"{error}; this rank's lanes are in {self.dump()}",)
+            try:
+                error.args = (f"{error}; this rank's lanes are in {self.dump()}",)
+            except OSError as reason:
+                error.args = (f"{error}; where this rank's lanes stood could not be written: {reason}",)
         self._closed = f"step {self.num_steps} ended this engine ({type(error).__name__}: {error}); make a new one"
         runner.discard()
         self.close()

@@ -11,7 +11,7 @@ from torch import nn
 
 import pipert
 from pipert import passes, schedules
-from pipert.errors import ConfigError, PipertError, StageError
+from pipert.errors import ConfigError, LaneTimeout, PipertError, StageError
 from pipert.ir import Op, Program
 
 NUM_MICROBATCHES = 4
@@ -340,13 +340,27 @@ def test_a_closed_engine_says_so(batch):
 
 
 def test_the_dump_shows_every_lane(tmp_path, monkeypatch, batch):
-    monkeypatch.setenv("PIPERT_DUMP_DIR", str(tmp_path))
+    monkeypatch.setenv("PIPERT_DUMP_DIR", str(tmp_path / "dumps"))
     with pipert.Engine(make_plan(), make_modules(2), squared_error) as engine:
         engine.step(*batch)
         os.kill(os.getpid(), signal.SIGUSR1)
-        (path,) = tmp_path.iterdir()
+        (path,) = (tmp_path / "dumps").iterdir()
         about = json.loads(path.read_text())
         assert engine.dump(tmp_path / "mine") == tmp_path / "mine"
         assert json.loads((tmp_path / "mine").read_text())["status"] == about["status"]
     assert (about["ranks"], about["step"], about["plan"]) == ([0, 1], 1, "1f1b")
     assert any("rank 1 compute" in line for line in about["status"]["step"])
+
+
+def test_a_dump_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch, batch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PIPERT_DUMP_DIR", str(tmp_path / "file"))
+
+    def timed_out(output, target):
+        raise LaneTimeout("too late")
+
+    with (
+        pipert.Engine(make_plan(), make_modules(2), timed_out) as engine,
+        pytest.raises(LaneTimeout, match="too late; .* could not be written"),
+    ):
+        engine.step(*batch)
