@@ -361,6 +361,6 @@ def test_a_dump_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch, bat
 
     with (
         pipert.Engine(make_plan(), make_modules(2), timed_out) as engine,
-        pytest.raises(LaneTimeout, match="too late; .* could not be written"),
+        pytest.raises(LaneTimeout, match=r"too late; .* could not be written"),
     ):
         engine.step(*batch)
