@@ -3,7 +3,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <cstring>
+#include <algorithm>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -39,6 +40,10 @@ std::vector<std::byte> pattern(size_t num_bytes, uint64_t seed) {
   return bytes;
 }
 
+bool same(const std::byte* place, std::span<const std::byte> expected) {
+  return std::equal(expected.begin(), expected.end(), place);
+}
+
 // Messages of growing and shrinking size, in two segments, from one thread to another.
 void stream(Ends ends) {
   const std::vector<size_t> sizes{0, 1, 63, 64, 65, 4096, 4097, 1 << 20, 5, (2 << 20) + 1, 0, (18 << 20) + 3};
@@ -67,10 +72,10 @@ void stream(Ends ends) {
     EXPECT(arrival.slot == k % kEdge.num_slots);
     EXPECT(arrival.num_bytes == second + data.size() - half);
     EXPECT(arrival.header.size() == header.size());
-    EXPECT(std::memcmp(arrival.header.data(), header.data(), header.size()) == 0);
+    EXPECT(same(arrival.header.data(), header));
     const std::byte* place = ends.receive.memory()->slot(arrival.slot);
-    EXPECT(std::memcmp(place, data.data(), half) == 0);
-    EXPECT(std::memcmp(place + second, data.data() + half, data.size() - half) == 0);
+    EXPECT(same(place, std::span(data).first(half)));
+    EXPECT(same(place + second, std::span(data).subspan(half)));
     EXPECT(ends.receive.capacity(arrival.slot) >= arrival.num_bytes);
     EXPECT(arrival.times.start_ns <= arrival.times.end_ns);
   }
