@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -38,6 +39,8 @@ def run(config: TrainConfig, *, one_process: bool, console: Console) -> None:
     steps = range(first_step(config), config.steps)
     with joined(plan, one_process) as place:
         work = _work(config, plan, place, steps.start)
+        if not one_process:
+            gc.freeze()  # what is there now stays: the collector need not walk it in every step, nor at the end
         try:
             _Job(config, plan, steps, place, work, console).run()
         finally:
