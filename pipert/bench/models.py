@@ -46,7 +46,7 @@ def demo(stages: Sequence[int], num_stages: int, num_microbatches: int) -> Workl
     config = ModelConfig(tied=False)
     batch_size = 2
     tokens = torch.randint(VOCAB_SIZE, (num_microbatches * batch_size, config.seq_len + 1))
-    name = f"demo: {config.num_layers} layers, dim {config.dim}, {batch_size} x {config.seq_len} bytes"
+    name = f"demo: {config.num_layers} layers, dim {config.dim}, {batch_size} x {config.seq_len} bytes, not tied"
     modules: dict[int, nn.Module] = {
         stage: build_stage(config, num_stages, stage, seed=0, dtype=torch.float32) for stage in stages
     }
