@@ -37,17 +37,31 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1, never a stack trace."""
+    status = _run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "RANK" in os.environ:
+        # A rank leaves at once: a thread of torch.distributed that lets go of its last tensor while the interpreter
+        # goes away ends the process with std::terminate.
+        os._exit(status)
+    sys.exit(status)
+
+
+def _run() -> int:
     try:
         for name in COMMANDS:
             importlib.import_module(f"pipert.cli.{name}").register(app)
         app()
+    except SystemExit as done:  # how typer ends every command
+        return done.code if isinstance(done.code, int) else 0 if done.code is None else 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except PipertError as error:
         if os.environ.get("PIPERT_DEBUG"):
             raise
         Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(1)
+        return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
+    return 0
