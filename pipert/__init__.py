@@ -30,6 +30,7 @@ from pipert.version import __version__
 if TYPE_CHECKING:
     import pipert.schedules as schedules
     import pipert.stages as stages
+    import pipert.trace as trace
     from pipert.engine import Engine, StepResult
     from pipert.ir import Op, Program
     from pipert.lowering import compile
@@ -53,7 +54,7 @@ _HOME = {
     "reference_step": "pipert.reference",
     "simulate": "pipert.sim",
 }
-_SUBMODULES = ("schedules", "stages")
+_SUBMODULES = ("schedules", "stages", "trace")
 
 __all__ = [
     "AuthError",
@@ -80,6 +81,7 @@ __all__ = [
     "schedules",
     "simulate",
     "stages",
+    "trace",
 ]
 
 

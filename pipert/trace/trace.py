@@ -6,7 +6,7 @@ import math
 import struct
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pipert.errors import ConfigError
@@ -51,12 +51,12 @@ class Trace:
     """
 
     plan: Plan
-    start: array[float]
-    end: array[float]
-    ready: array[float] | None = None
+    start: array[float] = field(repr=False)
+    end: array[float] = field(repr=False)
+    ready: array[float] | None = field(default=None, repr=False)
     unit: TimeUnit = "cost"
     step: int = 0
-    origin_ns: int = 0
+    origin_ns: int = field(default=0, repr=False)
     clocks: tuple[RankClock, ...] = ()
 
     @classmethod
