@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pipert import _core
 from pipert.bench.figure import Figure
 
-ROUNDS = 7
+ROUNDS = 15  # who sleeps on which core is settled anew in each
 SPINNING_US = 100_000
 
 
@@ -29,9 +29,9 @@ class Message:
 
 
 MESSAGES = (
-    Message("4 MB", 4 << 20, 0, 60, 0.4),
-    Message("4 B, spinning", 4, SPINNING_US, 2000, 0.1),
-    Message("4 B, asleep", 4, 0, 1000, 0.35),
+    Message("4 MB", 4 << 20, 0, 30, 0.4),
+    Message("4 B, spinning", 4, SPINNING_US, 1000, 0.1),
+    Message("4 B, asleep", 4, 0, 400, 0.35),
 )
 
 
