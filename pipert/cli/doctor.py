@@ -27,13 +27,11 @@ class Finding:
     required: bool = False
 
 
-def _package(name: str, cost: str, *, distributions: tuple[str, ...] = (), required: bool = False) -> Finding:
-    for distribution in distributions or (name,):
-        try:
-            return Finding(name, importlib.metadata.version(distribution), cost, required)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return Finding(name, None, cost, required)
+def _package(name: str, cost: str, *, required: bool = False) -> Finding:
+    try:
+        return Finding(name, importlib.metadata.version(name), cost, required)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, None, cost, required)
 
 
 def _program(name: str, cost: str) -> Finding:
@@ -71,18 +69,8 @@ def examine() -> tuple[Finding, ...]:
         *_native(),
         _cores(),
         _package("torch", "plans can be made, checked and simulated, not run", required=True),
-        _package("numpy", "Triton's interpreter and torch's NumPy bridge do not work"),
-        _package("triton", "kernels run as their plain-torch references: pip install 'pipert[cuda]'"),
-        _package(
-            "cupy",
-            "no CuPy views of device memory: pip install 'pipert[cuda]'",
-            distributions=("cupy-cuda13x", "cupy-cuda12x", "cupy"),
-        ),
-        _package("ortools", "no solved schedules: pip install 'pipert[solve]'"),
-        _package("megatron-core", "no Megatron drop-in: pip install 'pipert[megatron]'"),
         _package("pytest-benchmark", "`make bench` does not run: pip install 'pipert[dev]'"),
         _program("nvcc", "no CUDA backend can be built"),
-        _program("nsys", "profiles come from pipert's own trace"),
     )
 
 

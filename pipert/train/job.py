@@ -142,7 +142,9 @@ class _Job:
         if self._place.group is None:
             return f"{text}, one after another"
         num_cores = shared_cores(self._plan.num_ranks)
-        return text if num_cores is None else f"{text}, on {num_cores} shared cores"
+        return (
+            text if num_cores is None else f"{text}, on {num_cores} shared cores; measured waits for a core are bubble"
+        )
 
     def _judge(self, predicted: Report) -> None:
         """Say whether the run kept its promise."""
