@@ -52,3 +52,9 @@ def test_unknown_name_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="no attribute 'compil'"):
         _ = pipert.compil
+
+
+def test_every_public_name_is_there():
+    import pipert
+
+    assert [name for name in pipert.__all__ if not hasattr(pipert, name)] == []
