@@ -31,32 +31,38 @@ class Paused {
   bool paused_ = true;
 };
 
+// Throws ConfigError unless `ranks` are those that `channels` serves.
+void check_ranks(std::vector<int32_t> ranks, int32_t num_ranks, const Channels& channels) {
+  std::sort(ranks.begin(), ranks.end());
+  for (int32_t rank = 0, index = 0; rank < num_ranks; ++rank) {
+    const bool named = index < static_cast<int32_t>(ranks.size()) && ranks[index] == rank;
+    if (named != channels.serves(rank)) {
+      throw ConfigError("rank " + std::to_string(rank) + (named ? " is not served by" : " is missing, but served by") +
+                        " these channels");
+    }
+    index += named;
+    if (rank == num_ranks - 1 && index != static_cast<int32_t>(ranks.size())) {
+      throw ConfigError("the list of ranks names one twice, or one that the plan does not have");
+    }
+  }
+}
+
 }  // namespace
 
 Executor::Executor(std::shared_ptr<const Plan> plan, std::shared_ptr<Channels> channels, std::vector<int32_t> ranks,
                    ExecutorOptions options)
-    : plan_(std::move(plan)), channels_(std::move(channels)), options_(options), compute_(plan_->num_ranks) {
+    : plan_(std::move(plan)), channels_(std::move(channels)), options_(options) {
   if (channels_->topology().fingerprint != plan_->fingerprint) {
     throw ConfigError("the channels were made for another plan");
   }
   if (options_.spin_ns < 0 || options_.timeout_ns <= 0) {
     throw ConfigError("the spin time must not be negative, the timeout must be positive");
   }
-  std::sort(ranks.begin(), ranks.end());
-  for (int32_t rank = 0, index = 0; rank < plan_->num_ranks; ++rank) {
-    const bool named = index < static_cast<int32_t>(ranks.size()) && ranks[index] == rank;
-    if (named != channels_->serves(rank)) {
-      throw ConfigError("rank " + std::to_string(rank) + (named ? " is not served by" : " is missing, but served by") +
-                        " these channels");
-    }
-    index += named;
-    if (rank == plan_->num_ranks - 1 && index != static_cast<int32_t>(ranks.size())) {
-      throw ConfigError("the list of ranks names one twice, or one that the plan does not have");
-    }
-  }
+  check_ranks(std::move(ranks), plan_->num_ranks, *channels_);
   if (!channels_->claim()) throw ConfigError("another executor uses these channels, or they are closed or have failed");
   try {
-    build_lanes(ranks);
+    wiring_ = wire(*plan_, *channels_, options_.timeout_ns);
+    send_counts_.assign(wiring_.send_lanes.size(), 0);
   } catch (...) {
     channels_->release();
     throw;
@@ -64,134 +70,13 @@ Executor::Executor(std::shared_ptr<const Plan> plan, std::shared_ptr<Channels> c
 }
 
 Executor::~Executor() {
-  send_lanes_.clear();  // joins their threads
+  wiring_.send_lanes.clear();  // joins their threads
   channels_->release();
 }
 
-// Phase 1: records and compute ops. Phase 2: receiving lanes, without dependencies. Phase 3: sending lanes, whose
-// threads start at once but find nothing to do before the first step. Phase 4: who has to be told when an op finishes.
-void Executor::build_lanes(const std::vector<int32_t>& ranks) {
-  const Plan& plan = *plan_;
-  const auto mine = [&](int32_t rank) { return std::binary_search(ranks.begin(), ranks.end(), rank); };
-  places_.resize(plan.num_ops());
-
-  std::vector<int32_t> record_of(plan.num_ops(), -1);
-  for (int32_t op = 0; op < plan.num_ops(); ++op) {
-    if (!mine(plan.rank_of(op))) continue;
-    record_of[op] = static_cast<int32_t>(records_.size());
-    records_.push_back({.op = static_cast<uint32_t>(op), .lane = static_cast<uint32_t>(plan.op_lane[op])});
-  }
-  for (size_t index = 0; index < plan.lanes.size(); ++index) {
-    const Lane& lane = plan.lanes[index];
-    if (lane.kind != LaneKind::COMPUTE) continue;
-    if (compute_[lane.rank].ops_per_step != 0) {
-      throw PlanError("rank " + std::to_string(lane.rank) + " has two compute lanes", {.rank = lane.rank});
-    }
-    compute_[lane.rank].ops_per_step = plan.lane_ops[index].size();
-  }
-
-  // Lane objects must exist before dependencies can point at their cursors, and SendLanes need their ops at once. SEND
-  // ops depend on compute ops only, RECV ops on compute and SEND ops: so RECV dependencies are filled in last.
-  std::vector<std::vector<RecvLane*>> offers(plan.num_ops());  // per op: lanes to offer when it has finished
-  std::vector<std::vector<RecvOp>> recv_ops(plan.lanes.size());
-  for (size_t index = 0; index < plan.lanes.size(); ++index) {
-    const Lane& lane = plan.lanes[index];
-    if (lane.kind != LaneKind::RECV || !mine(lane.rank) || plan.lane_ops[index].empty()) continue;
-    std::vector<RecvOp> ops;
-    for (const int32_t op : plan.lane_ops[index]) {
-      places_[op] = {.lane = static_cast<int32_t>(recv_lanes_.size()), .position = static_cast<int32_t>(ops.size())};
-      ops.push_back({.op = op,
-                     .slot = static_cast<uint32_t>(channels_->topology().edge_slot[plan.op_slot[op]]),
-                     .dependencies = {},
-                     .record = &records_[record_of[op]]});
-    }
-    RecvEnd& end = channels_->recv_end(channels_->topology().edge_of_lane[index]);
-    recv_lanes_.push_back(std::make_unique<RecvLane>(lane.rank, lane.peer, std::move(ops), end));
-    for (const int32_t op : plan.lane_ops[index]) {
-      for (const int32_t dependency : plan.deps_of(op)) {
-        if (lane_of(plan.ops[dependency].kind) == LaneKind::RECV) {
-          throw PlanError(text(op) + " waits for " + text(dependency) + ": a receive cannot wait for a receive",
-                          {.rank = lane.rank, .op = text(op)});
-        }
-        std::vector<RecvLane*>& list = offers[dependency];
-        if (std::find(list.begin(), list.end(), recv_lanes_.back().get()) == list.end()) {
-          list.push_back(recv_lanes_.back().get());
-        }
-      }
-    }
-  }
-  std::vector<std::vector<int32_t>> feeds(plan.num_ops());  // per compute op: indices into send_lanes_
-  for (size_t index = 0; index < plan.lanes.size(); ++index) {
-    const Lane& lane = plan.lanes[index];
-    if (lane.kind != LaneKind::SEND || !mine(lane.rank) || plan.lane_ops[index].empty()) continue;
-    const auto lane_index = static_cast<int32_t>(send_lanes_.size());
-    std::vector<SendOp> ops;
-    for (const int32_t op : plan.lane_ops[index]) {
-      places_[op] = {.lane = lane_index, .position = static_cast<int32_t>(ops.size())};
-      if (plan.deps_of(op).empty()) {
-        throw PlanError(text(op) + " waits for no op that makes what it sends", {.rank = lane.rank, .op = text(op)});
-      }
-      SendOp send{.op = op, .text = text(op), .frees = offers[op], .record = &records_[record_of[op]]};
-      for (const int32_t dependency : plan.deps_of(op)) {
-        if (lane_of(plan.ops[dependency].kind) != LaneKind::COMPUTE) {
-          throw PlanError(text(op) + " waits for " + text(dependency) + ": a send can only wait for compute ops",
-                          {.rank = lane.rank, .op = text(op)});
-        }
-        send.dependencies.push_back(
-            {.cursor = &compute_[lane.rank], .position = static_cast<uint64_t>(plan.lane_position[dependency])});
-        if (std::find(feeds[dependency].begin(), feeds[dependency].end(), lane_index) == feeds[dependency].end()) {
-          feeds[dependency].push_back(lane_index);
-        }
-      }
-      ops.push_back(std::move(send));
-    }
-    SendEnd& end = channels_->send_end(channels_->topology().edge_of_lane[index]);
-    send_lanes_.push_back(
-        std::make_unique<SendLane>(lane.rank, lane.peer, std::move(ops), end, *channels_, options_.timeout_ns));
-  }
-  send_counts_.assign(send_lanes_.size(), 0);
-
-  for (int32_t op = 0; op < plan.num_ops(); ++op) {
-    if (record_of[op] < 0) continue;
-    const LaneKind kind = lane_of(plan.ops[op].kind);
-    if (kind == LaneKind::RECV) {
-      recv_lanes_[places_[op].lane]->set_dependencies(places_[op].position, dependencies_of(op));
-    } else if (kind == LaneKind::COMPUTE) {
-      ComputeOp compute{.op = op,
-                        .cursor = &compute_[plan.rank_of(op)],
-                        .record = &records_[record_of[op]],
-                        .reads = {},
-                        .frees = offers[op],
-                        .feeds = {}};
-      for (const int32_t dependency : plan.deps_of(op)) {
-        if (lane_of(plan.ops[dependency].kind) != LaneKind::RECV) {
-          throw PlanError(text(op) + " waits for " + text(dependency) + ": a compute op can only wait for receives",
-                          {.rank = plan.rank_of(op), .op = text(op)});
-        }
-        compute.reads.emplace_back(recv_lanes_[places_[dependency].lane].get(), places_[dependency].position);
-      }
-      for (const int32_t lane : feeds[op]) compute.feeds.push_back(send_lanes_[lane].get());
-      places_[op] = {.lane = -1, .position = static_cast<int32_t>(program_.size())};
-      compute_op_ids_.push_back(op);
-      program_.push_back(std::move(compute));
-    }
-  }
-}
-
-std::vector<Dependency> Executor::dependencies_of(int32_t op) const {
-  std::vector<Dependency> dependencies;
-  for (const int32_t dependency : plan_->deps_of(op)) {
-    const bool is_send = lane_of(plan_->ops[dependency].kind) == LaneKind::SEND;
-    const Cursor& cursor =
-        is_send ? send_lanes_[places_[dependency].lane]->cursor() : compute_[plan_->rank_of(dependency)];
-    dependencies.push_back({.cursor = &cursor, .position = static_cast<uint64_t>(plan_->lane_position[dependency])});
-  }
-  return dependencies;
-}
-
 void Executor::restart_counts() {
-  for (size_t index = 0; index < send_lanes_.size(); ++index) {
-    send_counts_[index] = send_lanes_[index]->cursor().finished.value();
+  for (size_t index = 0; index < wiring_.send_lanes.size(); ++index) {
+    send_counts_[index] = wiring_.send_lanes[index]->cursor().finished.value();
   }
 }
 
@@ -224,9 +109,9 @@ void Executor::run_step(ComputeHost& host) {
   if (failed_) throw Error("no step can follow a failure: " + failure.failure().text, {.step = step_});
   const uint64_t step = steps_;
   steps_ = step + 1;
-  for (const std::unique_ptr<RecvLane>& lane : recv_lanes_) lane->begin_step(step);
-  for (size_t index = 0; index < program_.size(); ++index) {
-    ComputeOp& op = program_[index];
+  for (const std::unique_ptr<RecvLane>& lane : wiring_.recv_lanes) lane->begin_step(step);
+  for (size_t index = 0; index < wiring_.program.size(); ++index) {
+    ComputeOp& op = wiring_.program[index];
     current_.store(op.op, std::memory_order_relaxed);
     if (failure.raised()) throw_failure();
     op.record->ready_ns = now_ns();
@@ -242,8 +127,8 @@ void Executor::run_step(ComputeHost& host) {
     for (RecvLane* lane : op.frees) lane->offer();
     for (SendLane* lane : op.feeds) lane->nudge();
   }
-  for (const std::unique_ptr<SendLane>& lane : send_lanes_) wait_for_sends(*lane, host);
-  for (const std::unique_ptr<RecvLane>& lane : recv_lanes_) {
+  for (const std::unique_ptr<SendLane>& lane : wiring_.send_lanes) wait_for_sends(*lane, host);
+  for (const std::unique_ptr<RecvLane>& lane : wiring_.recv_lanes) {
     if (!lane->taken(lane->cursor().target(step, lane->ops().size() - 1))) {
       wait_for_message(*lane, lane->ops().size() - 1, -1, host);
     }
@@ -327,7 +212,7 @@ void Executor::fail(FailureKind kind, int32_t culprit, const std::string& failur
 }
 
 void Executor::quiesce() {
-  for (const std::unique_ptr<SendLane>& lane : send_lanes_) lane->quiesce();
+  for (const std::unique_ptr<SendLane>& lane : wiring_.send_lanes) lane->quiesce();
 }
 
 uint64_t Executor::post(int32_t send_op, std::span<const Segment> segments, std::span<const std::byte> header) {
@@ -335,7 +220,7 @@ uint64_t Executor::post(int32_t send_op, std::span<const Segment> segments, std:
     throw ConfigError("op " + std::to_string(send_op) + " does not exist");
   }
   const ErrorContext context{.rank = plan_->rank_of(send_op), .op = text(send_op), .step = step_};
-  const Place place = places_[send_op];
+  const Place place = wiring_.places[send_op];
   if (lane_of(plan_->ops[send_op].kind) != LaneKind::SEND || place.lane < 0) {
     throw ConfigError(context.op + " is not a SEND of this process", context);
   }
@@ -357,7 +242,7 @@ uint64_t Executor::post(int32_t send_op, std::span<const Segment> segments, std:
                         context);
     }
   }
-  SendLane& lane = *send_lanes_[place.lane];
+  SendLane& lane = *wiring_.send_lanes[place.lane];
   SendOp& op = lane.ops()[place.position];
   if (op.posted_steps == steps_) throw ConfigError(context.op + " was posted twice in one step", context);
   op.segments.assign(segments.begin(), segments.end());
@@ -370,8 +255,8 @@ uint64_t Executor::post(int32_t send_op, std::span<const Segment> segments, std:
 
 Received Executor::received(int32_t recv_op) const {
   const SlotView view = slot(recv_op);
-  const Place place = places_[recv_op];
-  const RecvLane& lane = *recv_lanes_[place.lane];
+  const Place place = wiring_.places[recv_op];
+  const RecvLane& lane = *wiring_.recv_lanes[place.lane];
   if (steps_ == 0 || !lane.cursor().finished.reached(lane.cursor().target(steps_ - 1, place.position))) {
     throw ConfigError(text(recv_op) + " has not received anything in this step yet",
                       {.rank = lane.rank(), .op = text(recv_op), .step = step_});
@@ -384,48 +269,15 @@ SlotView Executor::slot(int32_t recv_op) const {
   if (recv_op < 0 || recv_op >= plan_->num_ops()) {
     throw ConfigError("op " + std::to_string(recv_op) + " does not exist");
   }
-  const Place place = places_[recv_op];
+  const Place place = wiring_.places[recv_op];
   if (lane_of(plan_->ops[recv_op].kind) != LaneKind::RECV || place.lane < 0) {
     throw ConfigError(text(recv_op) + " is not a RECV of this process",
                       {.rank = plan_->rank_of(recv_op), .op = text(recv_op)});
   }
-  const RecvLane& lane = *recv_lanes_[place.lane];
+  const RecvLane& lane = *wiring_.recv_lanes[place.lane];
   const uint32_t slot = lane.ops()[place.position].slot;
   return {
       .memory = lane.end().memory(), .data = lane.end().memory()->slot(slot), .num_bytes = lane.end().capacity(slot)};
-}
-
-std::string Executor::status() const {
-  const int32_t current = current_.load(std::memory_order_relaxed);
-  const int32_t awaited = awaited_.load(std::memory_order_relaxed);
-  const uint64_t steps = steps_;
-  const auto progress = [steps](const Cursor& cursor) {
-    const uint64_t before = steps == 0 ? 0 : (steps - 1) * cursor.ops_per_step;
-    return std::to_string(cursor.finished.value() - before) + " of " + std::to_string(cursor.ops_per_step) +
-           " ops finished";
-  };
-  std::string lines = steps == 0 ? "no step yet\n" : "step " + std::to_string(step_) + "\n";
-  for (int32_t rank = 0; rank < plan_->num_ranks; ++rank) {
-    if (!channels_->serves(rank)) continue;
-    lines += "rank " + std::to_string(rank) + " compute: " + progress(compute_[rank]);
-    if (current >= 0 && plan_->rank_of(current) == rank) {
-      lines += awaited >= 0 ? ", " + text(current) + " waits for " + text(awaited) : ", runs " + text(current);
-    }
-    lines += "\n";
-  }
-  for (const std::unique_ptr<SendLane>& lane : send_lanes_) {
-    const int32_t waiting = lane->waiting_op();
-    lines += "rank " + std::to_string(lane->rank()) + " send to " + std::to_string(lane->peer()) + ": " +
-             progress(lane->cursor()) + (waiting < 0 ? "" : ", " + text(waiting) + " waits for a place") + "\n";
-  }
-  for (const std::unique_ptr<RecvLane>& lane : recv_lanes_) {
-    const uint64_t taken = lane->cursor().finished.value();
-    lines += "rank " + std::to_string(lane->rank()) + " receive from " + std::to_string(lane->peer()) + ": " +
-             progress(lane->cursor()) + ", " + std::to_string(lane->offered() - taken) + " offered and open, next is " +
-             text(lane->ops()[taken % lane->ops().size()].op) + "\n";
-  }
-  if (channels_->failure().raised()) lines += "failed: " + channels_->failure().failure().text + "\n";
-  return lines;
 }
 
 void Executor::abort(const std::string& reason) {

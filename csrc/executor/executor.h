@@ -14,9 +14,7 @@
 #include <vector>
 
 #include "executor/compute_host.h"
-#include "lanes/cursor.h"
-#include "lanes/recv_lane.h"
-#include "lanes/send_lane.h"
+#include "executor/wiring.h"
 #include "plan/plan.h"
 #include "trace/record.h"
 #include "transport/channels.h"
@@ -54,7 +52,7 @@ class Executor {
 
   const Plan& plan() const noexcept { return *plan_; }
   // The compute ops of this process, in the global order.
-  std::span<const int32_t> compute_ops() const noexcept { return compute_op_ids_; }
+  std::span<const int32_t> compute_ops() const noexcept { return wiring_.program_ids; }
 
   // Counts of finished sends start anew.
   void restart_counts();
@@ -71,7 +69,7 @@ class Executor {
   SlotView slot(int32_t recv_op) const;
 
   // The last step that ended well, in the global order.
-  std::span<const TraceRecord> trace() const noexcept { return records_; }
+  std::span<const TraceRecord> trace() const noexcept { return wiring_.records; }
   // Where every lane stands, a line each. From any thread.
   std::string status() const;
   // From any thread: ends the step that runs, tells the peers, and refuses every further step.
@@ -80,22 +78,6 @@ class Executor {
   bool running() const noexcept { return running_.load(std::memory_order_relaxed); }
 
  private:
-  struct ComputeOp {
-    int32_t op = -1;
-    Cursor* cursor = nullptr;
-    TraceRecord* record = nullptr;
-    std::vector<std::pair<RecvLane*, uint64_t>> reads;  // messages, by their position on their lane
-    std::vector<RecvLane*> frees;                       // where a slot may become free
-    std::vector<SendLane*> feeds;                       // where a message may be ready to go
-  };
-  // Where an op of this process stands; -1 elsewhere.
-  struct Place {
-    int32_t lane = -1;      // in recv_lanes_ or send_lanes_
-    int32_t position = -1;  // in its lane
-  };
-
-  void build_lanes(const std::vector<int32_t>& ranks);
-  std::vector<Dependency> dependencies_of(int32_t op) const;
   void run_step(ComputeHost& host);
   void wait_for_message(RecvLane& lane, uint64_t position, int32_t waiting_op, ComputeHost& host);
   void wait_for_sends(SendLane& lane, ComputeHost& host);
@@ -108,14 +90,8 @@ class Executor {
   std::shared_ptr<Channels> channels_;
   ExecutorOptions options_;
 
-  std::vector<int32_t> compute_op_ids_;
-  std::vector<Place> places_;         // per op of the plan
-  std::vector<TraceRecord> records_;  // per op of this process
-  std::vector<Cursor> compute_;       // per rank of the plan
-  std::vector<std::unique_ptr<RecvLane>> recv_lanes_;
-  std::vector<std::unique_ptr<SendLane>> send_lanes_;  // after what their threads use
-  std::vector<uint64_t> send_counts_;                  // per send lane: finished before restart_counts()
-  std::vector<ComputeOp> program_;
+  Wiring wiring_;                      // after the plan and the channels, which its threads use
+  std::vector<uint64_t> send_counts_;  // per send lane: finished before restart_counts()
 
   std::atomic<bool> running_{false};
   std::atomic<int32_t> current_{-1};  // the op that the compute thread runs or is about to run

@@ -1,0 +1,48 @@
+// What a plan becomes in a process: lanes and compute ops that know what they wait for and whom to tell.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "lanes/cursor.h"
+#include "lanes/recv_lane.h"
+#include "lanes/send_lane.h"
+#include "plan/plan.h"
+#include "trace/record.h"
+#include "transport/channels.h"
+
+namespace pipert {
+
+struct ComputeOp {
+  int32_t op = -1;
+  Cursor* cursor = nullptr;
+  TraceRecord* record = nullptr;
+  std::vector<std::pair<RecvLane*, uint64_t>> reads;  // messages, by their position on their lane
+  std::vector<RecvLane*> frees;                       // where a slot may become free
+  std::vector<SendLane*> feeds;                       // where a message may be ready to go
+};
+
+// Where an op of this process stands; -1 elsewhere.
+struct Place {
+  int32_t lane = -1;      // in recv_lanes or send_lanes
+  int32_t position = -1;  // in its lane
+};
+
+// Its parts point at each other's elements: it can be moved into an empty one, but no vector may grow.
+struct Wiring {
+  std::vector<Place> places;         // per op of the plan
+  std::vector<TraceRecord> records;  // per op of this process, in the global order
+  std::vector<Cursor> compute;       // per rank of the plan
+  std::vector<ComputeOp> program;    // the compute ops of this process, in the global order
+  std::vector<int32_t> program_ids;  // their ids
+  std::vector<std::unique_ptr<RecvLane>> recv_lanes;
+  std::vector<std::unique_ptr<SendLane>> send_lanes;  // last, so destroyed first: their threads use the above
+};
+
+// Wires what `channels` serves. The threads of the sending lanes run from here on, and sleep until the first step.
+// Throws PlanError for dependencies that the host backend does not know.
+Wiring wire(const Plan& plan, Channels& channels, int64_t timeout_ns);
+
+}  // namespace pipert
