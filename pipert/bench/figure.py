@@ -54,16 +54,16 @@ def as_json(figures: Iterable[Figure]) -> list[dict[str, Any]]:
 
 
 def as_table(figures: Iterable[Figure]) -> Table:
-    """Return the figures as a table for the terminal."""
-    table = Table("figure", "setting", box=None, pad_edge=False)
+    """Return the figures as a table for the terminal; the settings are in the JSON."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("figure", no_wrap=True)
     for heading in ("pipert", "peer", "ratio", "bar"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for figure in figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
         table.add_row(
             figure.name,
-            figure.setting,
             _number(figure.ours, figure.unit),
             "" if figure.peer is None else _number(figure.peer, figure.unit),
             ratio,

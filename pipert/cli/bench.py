@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from pipert.errors import ConfigError
+from pipert.version import __version__
 
 AREAS = ("runtime",)
 
@@ -42,6 +43,7 @@ def bench(
             figures += measure()
     peer = f"torch.distributed.pipelining of torch {torch.__version__}, over gloo"
     machine = {
+        "pipert": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
