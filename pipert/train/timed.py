@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipert.costs import Costs, StageCosts
 from pipert.engine import Engine
+from pipert.errors import ConfigError
 from pipert.plan import Plan
 from pipert.stages import Timed
 from pipert.train.digest import Digests
@@ -48,7 +49,7 @@ class TimedWork:
 
     def save(self, num_steps: int) -> Path:
         """See Work."""
-        raise NotImplementedError("timed stages have nothing to save")
+        raise ConfigError("--timed trains nothing, so there is nothing to save")
 
     def close(self) -> None:
         """See Work."""
