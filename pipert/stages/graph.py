@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,19 @@ def gradient_edge(tensor: Tensor) -> GradientEdge:
     if node is None or isinstance(node, PythonNode):
         return get_gradient_edge(tensor)
     return GradientEdge(node, tensor.output_nr)
+
+
+def nodes_below(roots: Iterable[Any], enters: Callable[[Any], bool] | None = None) -> Iterator[Any]:
+    """Give every node that is reached from ``roots``, these included, once; of their children those that ``enters``."""
+    seen: set[Any] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack += [child for child, _ in node.next_functions if child is not None and (enters is None or enters(child))]
+        yield node
 
 
 def accumulate(edges: Sequence[GradientEdge], grads: Sequence[Tensor]) -> None:
@@ -95,5 +108,6 @@ __all__ = [
     "gradients",
     "is_hooked",
     "is_hooked_by_trial",
+    "nodes_below",
     "storage_id",
 ]

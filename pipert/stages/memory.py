@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipert.stages.graph import AccumulateGrad, PythonNode, is_hooked, storage_id
+from pipert.stages.graph import AccumulateGrad, PythonNode, is_hooked, nodes_below, storage_id
 
 
 def held_bytes(roots: Iterable[Any], tensors: Iterable[Tensor], without: Iterable[Tensor]) -> int:
@@ -33,14 +33,7 @@ def held_bytes(roots: Iterable[Any], tensors: Iterable[Tensor], without: Iterabl
 
 
 def _saved_tensors(roots: Iterable[Any]) -> Iterator[Tensor]:
-    seen: set[Any] = set()
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        stack += [child for child, _ in node.next_functions if child is not None]
+    for node in nodes_below(roots):
         if type(node) is AccumulateGrad:
             yield node.variable
         for name in _names_of_saved(node.__class__):

@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from pipert.stages.boundaries import ARITHMETIC, RULES, Bound, Rule
-from pipert.stages.graph import AccumulateGrad, GradientEdge, PythonNode, accumulate, gradients
+from pipert.stages.graph import AccumulateGrad, GradientEdge, PythonNode, accumulate, gradients, nodes_below
 from pipert.stages.memory import held_bytes
 
 _Edge = tuple[Any, int]
@@ -279,18 +279,8 @@ class _Pieces:
 
 def _leaves(nodes: Iterable[Any], kinds: dict[Any, int]) -> list[GradientEdge]:
     """Return the parameters below ``nodes`` of the parameter side, each once."""
-    found: dict[Any, None] = {}
-    seen: set[Any] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if type(node) is AccumulateGrad:
-            found[node] = None
-        stack += [child for child, _ in node.next_functions if child is not None and kinds[child] == _PARAMETER]
-    return [GradientEdge(node, 0) for node in found]
+    found = nodes_below(nodes, lambda child: kinds[child] == _PARAMETER)
+    return [GradientEdge(node, 0) for node in found if type(node) is AccumulateGrad]
 
 
 @contextmanager
