@@ -23,6 +23,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
+    from pipert.ir import Program
     from pipert.plan import Plan
 
 
@@ -188,16 +189,17 @@ class Costs:
         """The time for which one transfer occupies its edge."""
         return 0.0 if self.bandwidth is None else self.message_bytes / self.bandwidth
 
-    def for_plan(self, plan: Plan) -> tuple[StageCosts, ...]:
-        """Spread the costs over the stages of ``plan``.
+    def for_plan(self, plan: Plan | Program) -> tuple[StageCosts, ...]:
+        """Spread the costs over the stages of ``plan``. A rank's share goes to its chunks of the first path.
 
         Raises:
             ConfigError: the costs are per stage and the plan has another number of stages.
         """
         if self.whole_rank:
-            chunks = Counter(plan.stage_ranks)
+            path = plan.paths[0]
+            chunks = Counter(path)
             shares = {rank: self.stages[0].scaled(1 / count) for rank, count in chunks.items()}
-            return tuple(shares[rank] for rank in plan.stage_ranks)
+            return tuple(shares[rank] for rank in path)
         if len(self.stages) != plan.num_stages:
             raise ConfigError(f"costs are for {len(self.stages)} stages, but plan {plan.name!r} has {plan.num_stages}")
         return self.stages

@@ -51,7 +51,7 @@ class _Edges:
 
     def __init__(self, program: Program) -> None:
         self.forward_only = all(part.kind is _FORWARD for ops in program.ranks for op in ops for part in op.unpacked)
-        ranks = program.stage_ranks
+        (ranks,) = program.paths
         numbers: dict[tuple[int, int], int] = {}
 
         def edge(source: int, destination: int) -> int:
@@ -269,7 +269,7 @@ class _Rows:
     def plan(self, program: Program, recv_depth: int) -> Plan:
         """Fill the columns and make the plan, which verifies it."""
         self._fill()
-        num_stages, ranks = program.num_stages, program.stage_ranks
+        num_stages, ranks = program.num_stages, program.paths[0]
         slots = (
             Slot(ranks[slot_class % num_stages], slot_class % num_stages, ("input", "grad")[slot_class // num_stages])
             for slot_class in self.replay.slots

@@ -96,6 +96,11 @@ class Plan:
         return max(self.stage_ranks) + 1
 
     @property
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """Per path, the rank of each stage."""
+        return (self.stage_ranks,)
+
+    @property
     def num_stages(self) -> int:
         """How many stages the model is cut into."""
         return len(self.stage_ranks)

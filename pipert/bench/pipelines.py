@@ -53,7 +53,7 @@ def _compare(
     schedule: str, build: Callable[[list[int], int, int], Workload], *, rounds: int, steps: int
 ) -> tuple[Cost, Cost, str]:
     program = pipert.schedules.build(schedule, num_ranks=dist.get_world_size(), num_microbatches=NUM_MICROBATCHES)
-    stages = [stage for stage, rank in enumerate(program.stage_ranks) if rank == dist.get_rank()]
+    stages = list(program.chunks(dist.get_rank()))
     work = build(stages, program.num_stages, NUM_MICROBATCHES)
     inputs = work.inputs if 0 in stages else None
     targets = work.targets if program.num_stages - 1 in stages else None

@@ -29,8 +29,7 @@ def _bubbles(schedule: str) -> Figure:
     chunk_ms = RANK_MS / (program.num_stages // program.num_ranks)
     stages = {
         stage: Timed(F=chunk_ms, I=chunk_ms, W=chunk_ms, stage=stage, num_stages=program.num_stages)
-        for stage, rank in enumerate(program.stage_ranks)
-        if rank == dist.get_rank()
+        for stage in program.chunks(dist.get_rank())
     }
     records = []
     with pipert.Engine(plan, stages, process_group=dist.group.WORLD) as engine:

@@ -216,7 +216,9 @@ class Engine:
         if training not in self._runners:
             plan, settings = self.plan, self._settings
             if self._trains and not training:
-                plan = compile(forward_only(plan.stage_ranks, plan.num_microbatches), recv_depth=plan.recv_depth)
+                plan = compile(
+                    forward_only([plan.stage_ranks], [0] * plan.num_microbatches), recv_depth=plan.recv_depth
+                )
                 settings = replace(settings, session=settings.session and f"{settings.session}-eval")
             self._runners[training] = Runner(plan, settings)
         return self._runners[training]

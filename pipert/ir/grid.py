@@ -21,7 +21,7 @@ def grid(program: Program, *, width: int | None = 100) -> str:
     """
     rows = replay(program)
     num_steps = max((row[-1].end for row in rows if row), default=0)
-    plain = program.stage_ranks == tuple(range(program.num_ranks))
+    plain = program.paths == (tuple(range(program.num_ranks)),)
     texts = [[(_cell_text(timed.op, plain), timed.start, timed.end) for timed in row] for row in rows]
     cell = max((_cell_width(len(text), end - start) for row in texts for text, start, end in row), default=1)
     label = len(str(program.num_ranks - 1))

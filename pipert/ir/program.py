@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipert.ir.op import Op
@@ -11,17 +12,28 @@ from pipert.ir.op import Op
 class Program:
     """What every rank computes in one step. Transfers, lanes and memory are added by lowering.
 
+    A *path* is a whole copy of the model laid over the ranks: the rank of each stage. Most schedules have one path; in
+    a bidirectional one there are several, a stage stands on several ranks (it has *replicas*), and every microbatch
+    takes one path from end to end, so that (stage, microbatch) still names one piece of work on one rank.
+
     Attributes:
         name: where it comes from, for messages and traces.
-        stage_ranks: the rank of each stage.
-        num_microbatches: how many microbatches one step has.
+        paths: per path, the rank of each stage.
+        path_of: per microbatch, the path that it takes.
         ranks: the compute ops of each rank, in order.
     """
 
     name: str
-    stage_ranks: tuple[int, ...]
-    num_microbatches: int
+    paths: tuple[tuple[int, ...], ...]
+    path_of: tuple[int, ...]
     ranks: tuple[tuple[Op, ...], ...]
+
+    @classmethod
+    def single_path(
+        cls, name: str, stage_ranks: Sequence[int], num_microbatches: int, ranks: Sequence[Sequence[Op]]
+    ) -> Program:
+        """Make a program in which each stage stands on one rank, ``stage_ranks[stage]``."""
+        return cls(name, (tuple(stage_ranks),), (0,) * num_microbatches, tuple(map(tuple, ranks)))
 
     @property
     def num_ranks(self) -> int:
@@ -31,11 +43,24 @@ class Program:
     @property
     def num_stages(self) -> int:
         """How many stages the model is cut into."""
-        return len(self.stage_ranks)
+        return len(self.paths[0])
+
+    @property
+    def num_microbatches(self) -> int:
+        """How many microbatches one step has."""
+        return len(self.path_of)
+
+    def rank_of(self, stage: int, microbatch: int) -> int:
+        """Return the rank that works on a (stage, microbatch)."""
+        return self.paths[self.path_of[microbatch]][stage]
+
+    def holders(self, stage: int) -> tuple[int, ...]:
+        """List the ranks that hold ``stage``, ascending: one, unless it has replicas."""
+        return tuple(sorted({path[stage] for path in self.paths}))
 
     def chunks(self, rank: int) -> tuple[int, ...]:
         """List the stages that ``rank`` holds, ascending."""
-        return tuple(stage for stage, holder in enumerate(self.stage_ranks) if holder == rank)
+        return tuple(stage for stage in range(self.num_stages) if any(path[stage] == rank for path in self.paths))
 
     def __str__(self) -> str:
         from pipert.ir.grid import grid

@@ -24,8 +24,8 @@ def validate(program: Program) -> None:
     _check_sizes(program)
     places = _places(program)
     has_backward = any(op.kind is not OpKind.FORWARD for op in places)
-    for stage, rank in enumerate(program.stage_ranks):
-        for microbatch in range(program.num_microbatches):
+    for microbatch, path in enumerate(program.path_of):
+        for stage, rank in enumerate(program.paths[path]):
             _check_cell(places, rank, stage, microbatch, has_backward)
 
 
@@ -33,11 +33,18 @@ def _check_sizes(program: Program) -> None:
     if program.num_ranks < 1 or program.num_microbatches < 1:
         sizes = f"{program.num_ranks} ranks and {program.num_microbatches} microbatches"
         raise PlanError(f"{program.name}: expected at least one rank and one microbatch, got {sizes}")
-    for stage, rank in enumerate(program.stage_ranks):
-        if not 0 <= rank < program.num_ranks:
-            raise PlanError(f"stage {stage}: expected a rank below {program.num_ranks}, got {rank}", rank=rank)
+    for number, path in enumerate(program.paths):
+        if len(path) != program.num_stages:
+            expected = f"expected the {program.num_stages} stages of path 0"
+            raise PlanError(f"path {number}: {expected}, got {len(path)}: replicas do not match")
+        for stage, rank in enumerate(path):
+            if not 0 <= rank < program.num_ranks:
+                raise PlanError(f"stage {stage}: expected a rank below {program.num_ranks}, got {rank}", rank=rank)
+    for microbatch, number in enumerate(program.path_of):
+        if not 0 <= number < len(program.paths):
+            raise PlanError(f"microbatch {microbatch}: expected a path below {len(program.paths)}, got {number}")
     for rank in range(program.num_ranks):
-        if rank not in program.stage_ranks:
+        if not program.chunks(rank):
             raise PlanError(f"rank {rank}: expected at least one stage, got none", rank=rank)
 
 
@@ -52,8 +59,9 @@ def _places(program: Program) -> Places:
                 raise _fault(rank, op, f"a stage below {program.num_stages}", str(op.stage))
             if op.microbatch >= program.num_microbatches:
                 raise _fault(rank, op, f"a microbatch below {program.num_microbatches}", str(op.microbatch))
-            if program.stage_ranks[op.stage] != rank:
-                raise _fault(rank, op, f"it on rank {program.stage_ranks[op.stage]}", f"it on rank {rank}")
+            holder = program.rank_of(op.stage, op.microbatch)
+            if holder != rank:
+                raise _fault(rank, op, f"it on rank {holder}", f"it on rank {rank}")
             if op in places:
                 raise _fault(rank, op, "it once", f"it at positions {places[op][1]} and {position}")
             places[op] = (rank, position)

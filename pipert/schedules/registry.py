@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipert.costs import Costs
 from pipert.errors import ConfigError
-from pipert.ir import Op, Program
+from pipert.ir import Program
 from pipert.schedules import placement
 from pipert.schedules.gpipe import gpipe
 from pipert.schedules.interleaved import interleaved
+from pipert.schedules.memory import check_memory
 from pipert.schedules.one_f_one_b import one_f_one_b
+from pipert.schedules.request import Make, Request, rank_by_rank
 from pipert.schedules.zb_h1 import zb_h1
 from pipert.schedules.zb_v import zb_v
 
@@ -21,42 +24,40 @@ class Schedule:
     """One row of the table: how a schedule is made, and what it costs.
 
     Attributes:
-        order: (rank, num_ranks, num_microbatches, num_chunks) → the rank's ops.
-        place: (num_ranks, num_chunks) → the rank of each stage.
+        make: a request → the program.
         bubble: idle time of a rank, when m >= p; F, I, W are a rank's times for one microbatch, B = I + W.
         peak: activations held by the fullest rank, in whole-rank microbatches, each from its F to its B or W.
         paper: arXiv id and section; the generator's file gives the title.
         num_chunks: stages per rank, unless the caller asks for another number.
         chunks_vary: whether the caller may.
+        from_costs: whether it is made from the costs and within the memory limit; the other schedules have one order,
+            and a memory limit only judges it.
     """
 
-    order: Callable[[int, int, int, int], list[Op]]
-    place: Callable[[int, int], tuple[int, ...]]
+    make: Make
     bubble: str
     peak: str
     paper: str
     num_chunks: int = 1
     chunks_vary: bool = False
+    from_costs: bool = False
 
 
 SCHEDULES = {
     "gpipe": Schedule(
-        order=gpipe,
-        place=placement.loop,
+        make=rank_by_rank(gpipe, placement.loop),
         bubble="(p-1)(F+B)",
         peak="m",
         paper="arXiv 1811.06965, section 2.2",
     ),
     "1f1b": Schedule(
-        order=one_f_one_b,
-        place=placement.loop,
+        make=rank_by_rank(one_f_one_b, placement.loop),
         bubble="(p-1)(F+B)",
         peak="p",
         paper="arXiv 2006.09503, section 3.2",
     ),
     "interleaved": Schedule(
-        order=interleaved,
-        place=placement.loop,
+        make=rank_by_rank(interleaved, placement.loop),
         num_chunks=2,
         chunks_vary=True,
         bubble="(p-1)(F+B)/v",
@@ -64,15 +65,13 @@ SCHEDULES = {
         paper="arXiv 2104.04473, section 2.2.2",
     ),
     "zb-h1": Schedule(
-        order=zb_h1,
-        place=placement.loop,
+        make=rank_by_rank(zb_h1, placement.loop),
         bubble="(p-1)(F+I-W)",
         peak="p",
         paper="arXiv 2401.10241, section 2.1",
     ),
     "zb-v": Schedule(
-        order=zb_v,
-        place=placement.vee,
+        make=rank_by_rank(zb_v, placement.vee),
         num_chunks=2,
         bubble="0 at F=I=W",
         peak="p",
@@ -86,7 +85,15 @@ def names() -> tuple[str, ...]:
     return tuple(SCHEDULES)
 
 
-def build(name: str, *, num_ranks: int, num_microbatches: int, num_chunks: int | None = None) -> Program:
+def build(
+    name: str,
+    *,
+    num_ranks: int,
+    num_microbatches: int,
+    num_chunks: int | None = None,
+    costs: Costs | None = None,
+    memory_limit: float | None = None,
+) -> Program:
     """Make the program of a schedule.
 
     Args:
@@ -94,9 +101,12 @@ def build(name: str, *, num_ranks: int, num_microbatches: int, num_chunks: int |
         num_ranks: p, at least 1.
         num_microbatches: m, at least 1; it may be smaller than p.
         num_chunks: stages per rank; the schedule's own number when None.
+        costs: what ops cost, by default F = I = W = 1; only schedules made from costs look at the times.
+        memory_limit: the most activation that a rank may hold, in the unit of the costs' ``act``.
 
     Raises:
-        ConfigError: an unknown name, or sizes that the schedule cannot have.
+        ConfigError: an unknown name, sizes that the schedule cannot have, or a memory limit that it cannot keep; the
+            message says what it needs.
     """
     if name not in SCHEDULES:
         close = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.4)
@@ -109,5 +119,9 @@ def build(name: str, *, num_ranks: int, num_microbatches: int, num_chunks: int |
             raise ConfigError(f"{name} needs at least 1 of its {what}, not {number}")
     if chunks != schedule.num_chunks and not schedule.chunks_vary:
         raise ConfigError(f"{name} has {schedule.num_chunks} chunk(s) per rank, not {chunks}")
-    ranks = tuple(tuple(schedule.order(rank, num_ranks, num_microbatches, chunks)) for rank in range(num_ranks))
-    return Program(name, schedule.place(num_ranks, chunks), num_microbatches, ranks)
+    costs = Costs.per_rank() if costs is None else costs
+    request = Request(num_ranks, num_microbatches, chunks, costs, memory_limit)
+    program = dataclasses.replace(schedule.make(request), name=name)
+    if memory_limit is not None:
+        check_memory(program, costs, memory_limit)
+    return program

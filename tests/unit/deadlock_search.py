@@ -23,7 +23,7 @@ def program_can_get_stuck(program, recv_depth):
     """
     order = [[part for op in ops for part in op.unpacked] for ops in program.ranks]
     edges = sorted({(a, b) for a in range(program.num_ranks) for b in range(program.num_ranks) if a != b})
-    rank = program.stage_ranks
+    rank = program.paths[0]
     messages = {edge: [] for edge in edges}
     for source, ops in enumerate(order):
         for op in ops:

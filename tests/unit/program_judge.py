@@ -33,7 +33,7 @@ def run(program: Program, times: dict[str, float] = UNIT, latency: float = 0.0) 
                 op = ops.popleft()
                 letter = op.kind.text
                 inputs = _inputs(program, op)
-                arrived = [end[key] + latency * (program.stage_ranks[key[1]] != rank) for key in inputs]
+                arrived = [end[key] + latency * (program.rank_of(*key[1:]) != rank) for key in inputs]
                 start = max([now[rank], *arrived])
                 first[rank] = start if first[rank] is None else first[rank]
                 now[rank] = start + times[letter]
@@ -61,7 +61,7 @@ def stuck_with_rendezvous(program: Program, recv_depth: int = 2) -> list[str]:
     A send happens when its receive is posted, and a receive is posted when fewer than ``recv_depth`` of its edge wait
     to be used. Returns the ops at which ranks are stuck in the end: none when the program can run.
     """
-    rank_of, last = program.stage_ranks, program.num_stages - 1
+    rank_of, last = program.rank_of, program.num_stages - 1
     todo = [deque(ops) for ops in program.ranks]
     made: set[tuple[str, int, int]] = set()
     arrived: set[tuple[str, int, int]] = set()
@@ -73,16 +73,16 @@ def stuck_with_rendezvous(program: Program, recv_depth: int = 2) -> list[str]:
         letter, stage, mb = "G" if op.kind.text in "BI" else op.kind.text, op.stage, op.microbatch
         source = {"F": stage - 1, "G": stage + 1}.get(letter, -1)
         if 0 <= source <= last:
-            remote = rank_of[source] != rank
+            remote = rank_of(source, mb) != rank
             if (letter, source, mb) not in (arrived if remote else made):
                 return False
             if remote:
-                unused[rank_of[source], rank] -= 1
+                unused[rank_of(source, mb), rank] -= 1
         todo[rank].popleft()
         made.add((letter, stage, mb))
         target = {"F": stage + 1, "G": stage - 1}.get(letter, -1)
-        if 0 <= target <= last and rank_of[target] != rank:
-            outbox.setdefault((rank, rank_of[target]), deque()).append((letter, stage, mb))
+        if 0 <= target <= last and rank_of(target, mb) != rank:
+            outbox.setdefault((rank, rank_of(target, mb)), deque()).append((letter, stage, mb))
         return True
 
     moved = True

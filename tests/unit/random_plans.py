@@ -40,7 +40,7 @@ def random_program(rng: random.Random) -> Program:
         done |= {text, text.replace("B", "G").replace("I", "G")}
         op = Op.parse(text)
         ranks[stage_ranks[op.stage]].append(op)
-    return Program("random", tuple(stage_ranks), num_microbatches, tuple(map(tuple, ranks)))
+    return Program.single_path("random", tuple(stage_ranks), num_microbatches, tuple(map(tuple, ranks)))
 
 
 def random_plans(seed: int, count: int) -> list[Plan]:

@@ -27,7 +27,7 @@ def test_idle_cells_and_blanks_are_dropped_and_pairs_are_kept() -> None:
     text = "0F0,0F1,,(0B0;0F2)OVERLAP_F_B,, 0I1 ,0W1\r\n,1F0,1B0,\r\n"
     program = from_csv(text, name="hand-written")
     assert program.name == "hand-written"
-    assert program.stage_ranks == (0, 1)
+    assert program.paths == ((0, 1),)
     assert program.num_microbatches == 3
     assert to_csv(program) == "0F0,0F1,(0B0;0F2)OVERLAP_F_B,0I1,0W1\r\n1F0,1B0\r\n"
 
@@ -41,8 +41,8 @@ def test_idle_cells_and_blanks_are_dropped_and_pairs_are_kept() -> None:
         ("0F0,0R0,0B0\n", "line 1, column 2: 0R0: a schedule's CSV holds F, B, I, W, OVERLAP_F_B, but no R"),
         ("(0F0;0R1)OVERLAP_F_B", "but no R"),
         (
-            "0F0,0B0\n0F1,0B1\n",
-            "line 2, column 1: 0F1: expected stage 0 on rank 0, as 0F0 at line 1, column 1, got rank 1",
+            "0F0,0F1\n0B0,0B1\n",
+            "line 2, column 1: 0B0: expected stage 0, microbatch 0 on rank 0, as 0F0 at line 1, column 1, got rank 1",
         ),
         ("0F0\n2F0\n", "stage 1 stands in no row of the CSV, but stage 2 does"),
         ("999999999F0\n", "stage 0 stands in no row"),
@@ -107,7 +107,7 @@ def test_what_pytorch_writes_is_read(kind: str, p: int, m: int, tmp_path: pathli
     program = from_csv(path.read_bytes().decode())
     passes.validate(program)
     assert [list(map(str, ops)) for ops in program.ranks] == torch_texts(theirs)
-    assert dict(enumerate(program.stage_ranks)) == theirs.stage_index_to_group_rank
+    assert dict(enumerate(program.paths[0])) == theirs.stage_index_to_group_rank
     assert program.num_microbatches == m
 
 
@@ -120,4 +120,4 @@ def test_what_is_written_pytorch_reads(name: str, p: int, m: int, tmp_path: path
     theirs = torch_schedule("_PipelineScheduleRuntime", p, program.num_stages // p, m)
     theirs._load_csv(str(path))
     assert torch_texts(theirs) == [list(map(str, ops)) for ops in program.ranks]
-    assert theirs.stage_index_to_group_rank == dict(enumerate(program.stage_ranks))
+    assert theirs.stage_index_to_group_rank == dict(enumerate(program.paths[0]))

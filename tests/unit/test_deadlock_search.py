@@ -26,7 +26,7 @@ def random_program(rng, stage_ranks, num_microbatches):
                 else:
                     chain.append(Op(OpKind.BACKWARD, stage, microbatch))
             ops[:] = shuffle_together(rng, ops, chain)
-    return Program("random", stage_ranks, num_microbatches, tuple(map(tuple, ranks)))
+    return Program.single_path("random", stage_ranks, num_microbatches, tuple(map(tuple, ranks)))
 
 
 def shuffle_together(rng, first, second):
@@ -93,7 +93,7 @@ def reorder(rng, columns, num_moves):
         schedules.build("zb-h1", num_ranks=2, num_microbatches=3),
         schedules.build("zb-v", num_ranks=2, num_microbatches=2),
         schedules.build("gpipe", num_ranks=3, num_microbatches=3),
-        schedules.forward_only((0, 1, 2), 3),
+        schedules.forward_only([(0, 1, 2)], [0] * 3),
     ],
     ids=lambda program: program.name,
 )

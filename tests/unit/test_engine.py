@@ -120,7 +120,7 @@ def test_eval_step_computes_the_loss_alone(batch):
 
 
 def test_a_forward_only_plan_evaluates_and_does_not_train(batch):
-    plan = pipert.compile(schedules.forward_only((0, 1), NUM_MICROBATCHES))
+    plan = pipert.compile(schedules.forward_only([(0, 1)], [0] * NUM_MICROBATCHES))
     with pipert.Engine(plan, make_modules(2), squared_error) as engine:
         assert engine.eval_step(*batch).losses.tolist() == naive(make_modules(2), batch)
         with pytest.raises(ConfigError, match="no backward"):
@@ -149,7 +149,7 @@ def test_an_overlapped_pair_runs_both_parts(batch):
 
     first = ["0F0", "0F1", "0F2", "(0F3;0B0)OVERLAP_F_B", "0B1", "0B2", "0B3"]
     second = ["1F0", "1B0", "(1F1;1B1)OVERLAP_F_B", "1F2", "1B2", "1F3", "1B3"]
-    program = Program("pairs", (0, 1), NUM_MICROBATCHES, (tuple(map(one, first)), tuple(map(one, second))))
+    program = Program.single_path("pairs", (0, 1), NUM_MICROBATCHES, (tuple(map(one, first)), tuple(map(one, second))))
     modules = make_modules(2)
     expected = copy.deepcopy(modules)
     with pipert.Engine(pipert.compile(program), modules, squared_error) as engine:

@@ -9,7 +9,7 @@ from pipert.ir.grid import grid
 
 def program(*rows: str, stage_ranks: tuple[int, ...], num_microbatches: int = 2) -> Program:
     ranks = tuple(tuple(map(Op.parse, row.split())) for row in rows)
-    return Program("mine", stage_ranks, num_microbatches, ranks)
+    return Program.single_path("mine", stage_ranks, num_microbatches, ranks)
 
 
 def test_one_row_per_rank_and_one_column_per_step() -> None:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 import pipert
@@ -7,7 +9,9 @@ from pipert.ops import LaneKind, OpKind
 
 
 def program(stage_ranks, num_microbatches, *ranks):
-    return Program("test", stage_ranks, num_microbatches, tuple(tuple(map(Op.parse, ops.split())) for ops in ranks))
+    return Program.single_path(
+        "test", stage_ranks, num_microbatches, tuple(tuple(map(Op.parse, ops.split())) for ops in ranks)
+    )
 
 
 def rows(plan):
@@ -65,7 +69,7 @@ def test_an_overlapped_pair_reads_and_makes_what_its_parts_do():
 
 
 def test_forward_only_keeps_a_slot_until_the_output_is_sent():
-    plan = pipert.compile(schedules.forward_only((0, 1, 2), 3))
+    plan = pipert.compile(schedules.forward_only([(0, 1, 2)], [0] * 3))
     by_text = {text: (slot, deps) for text, _, slot, deps in rows(plan)}
     assert by_text["1RECV_F1"] == (by_text["1RECV_F0"][0], ["1F0", "1SEND_F0"])
     assert by_text["2RECV_F1"] == (by_text["2RECV_F0"][0], ["2F0"])
@@ -100,6 +104,6 @@ def test_every_schedule_compiles(name, num_ranks, recv_depth):
     for rank, ops in enumerate(program.ranks):
         assert tuple(plan.ops[op_id] for op_id in plan.compute_ops(rank)) == ops
         assert {plan.rank_of(op_id) for op_id in plan.compute_ops(rank)} == {rank}
-    crossing = sum(a != b for a, b in zip(program.stage_ranks, program.stage_ranks[1:], strict=False))
+    crossing = sum(a != b for a, b in itertools.pairwise(program.paths[0]))
     sends = [op for op in plan.ops if op.kind.lane is LaneKind.SEND]
     assert len(sends) == len(set(sends)) == 2 * crossing * program.num_microbatches

@@ -16,7 +16,7 @@ from pipert.ir import Op, Program
 def program(*rows: str, num_microbatches: int = 1) -> Program:
     """Rank r holds stage r."""
     ranks = tuple(tuple(map(Op.parse, row.split())) for row in rows)
-    return Program("mine", tuple(range(len(rows))), num_microbatches, ranks)
+    return Program.single_path("mine", tuple(range(len(rows))), num_microbatches, ranks)
 
 
 def texts(made: Program) -> list[str]:
@@ -74,7 +74,7 @@ def test_recompute_refuses_what_it_cannot_do() -> None:
 def test_every_schedule_is_valid_before_and_after_every_pass(made: Program) -> None:
     passes.validate(made)
     passes.validate(passes.split_backward(made))
-    passes.validate(schedules.forward_only(made.stage_ranks, made.num_microbatches))
+    passes.validate(schedules.forward_only(made.paths, made.path_of))
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.sampled_from(["gpipe", "1f1b", "interleaved"]))
@@ -157,9 +157,9 @@ def replace_row(made: Program, rank: int, ops: tuple[Op, ...]) -> Program:
         (program("(0B0;0F0)OVERLAP_F_B"), "rank 0: 0B0: expected it after 0F0, got it before"),
         (program("0F0 0B0", num_microbatches=2), "rank 0: 0F1: expected it once, got none"),
         (program("0F0", num_microbatches=0), "expected at least one rank and one microbatch"),
-        (Program("none", (), 1, ()), "none: expected at least one rank and one microbatch, got 0 ranks"),
-        (Program("far", (0, 2), 1, ((), ())), "stage 1: expected a rank below 2, got 2"),
-        (Program("idle", (0,), 1, ((), ())), "rank 1: expected at least one stage, got none"),
+        (Program.single_path("none", (), 1, ()), "none: expected at least one rank and one microbatch, got 0 ranks"),
+        (Program.single_path("far", (0, 2), 1, ((), ())), "stage 1: expected a rank below 2, got 2"),
+        (Program.single_path("idle", (0,), 1, ((), ())), "rank 1: expected at least one stage, got none"),
     ],
 )
 def test_faults_are_named(made: Program, message: str) -> None:

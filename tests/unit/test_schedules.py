@@ -33,7 +33,9 @@ def test_runs_for_all_sizes_with_rendezvous_and_two_receives(name: str, v: int |
         done = [op for ops in program.ranks for op in ops]
         assert len(done) == len(expected)
         assert set(done) == expected
-        assert all(program.stage_ranks[op.stage] == rank for rank, ops in enumerate(program.ranks) for op in ops)
+        assert all(
+            program.rank_of(op.stage, op.microbatch) == rank for rank, ops in enumerate(program.ranks) for op in ops
+        )
         for letter in backward:
             for stage in range(program.num_stages):
                 order = [op.microbatch for op in done if op.stage == stage and op.kind.text == letter]
@@ -46,7 +48,7 @@ def test_the_judge_sees_what_rendezvous_forbids() -> None:
     """Where two chunks share an edge, they can be used out of order: one receive is too few."""
     assert stuck_with_rendezvous(build("zb-v", 3, 7), recv_depth=1)
     assert stuck_with_rendezvous(build("interleaved", 2, 5, 2), recv_depth=1)
-    reordered = Program(
+    reordered = Program.single_path(
         "reordered",
         (0, 1),
         3,
@@ -126,8 +128,8 @@ def test_orders_are_those_of_the_papers() -> None:
     assert texts(build("zb-h1", 2, 3), 1) == "1F0 1I0 1F1 1I1 1W0 1F2 1I2 1W1 1W2"
     assert texts(build("zb-v", 1, 2), 0) == "0F0 1F0 1I0 1W0 0F1 0I0 0W0 1F1 1I1 1W1 0I1 0W1"
     assert texts(build("interleaved", 2, 2, 2), 1) == "1F0 1F1 3F0 3B0 3F1 3B1 1B0 1B1"
-    assert build("interleaved", 3, 3, 2).stage_ranks == (0, 1, 2, 0, 1, 2)
-    assert build("zb-v", 3, 3).stage_ranks == (0, 1, 2, 2, 1, 0)
+    assert build("interleaved", 3, 3, 2).paths == ((0, 1, 2, 0, 1, 2),)
+    assert build("zb-v", 3, 3).paths == ((0, 1, 2, 2, 1, 0),)
 
 
 def test_interleaved_with_one_chunk_is_1f1b() -> None:
@@ -136,7 +138,7 @@ def test_interleaved_with_one_chunk_is_1f1b() -> None:
 
 @pytest.mark.parametrize("stage_ranks", [(0,), (0, 1, 2), (0, 1, 0, 1), (0, 1, 1, 0), (1, 0, 0, 1, 1)])
 def test_forward_only_runs_on_any_placement(stage_ranks: tuple[int, ...]) -> None:
-    program = schedules.forward_only(stage_ranks, 9)
+    program = schedules.forward_only([stage_ranks], [0] * 9)
     done = [op for ops in program.ranks for op in ops]
     assert len(done) == len(set(done)) == 9 * len(stage_ranks)
     assert {op.kind.text for op in done} == {"F"}
@@ -160,3 +162,9 @@ def test_impossible_requests_are_refused(name: str, sizes: tuple[int, ...], mess
     with pytest.raises(ConfigError) as error:
         build(name, *sizes)
     assert message in str(error.value)
+
+
+def test_a_memory_limit_judges_a_schedule_of_one_order() -> None:
+    assert schedules.build("1f1b", num_ranks=4, num_microbatches=8, memory_limit=4).name == "1f1b"
+    with pytest.raises(ConfigError, match=r"1f1b holds 4 activations on rank 0, .* limit of 3; the least limit is 4"):
+        schedules.build("1f1b", num_ranks=4, num_microbatches=8, memory_limit=3)

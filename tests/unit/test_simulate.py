@@ -147,7 +147,9 @@ def test_figures_by_their_definitions(bandwidth):
 
 
 def program(stage_ranks, num_microbatches, *ranks):
-    return Program("test", stage_ranks, num_microbatches, tuple(tuple(map(Op.parse, ops.split())) for ops in ranks))
+    return Program.single_path(
+        "test", stage_ranks, num_microbatches, tuple(tuple(map(Op.parse, ops.split())) for ops in ranks)
+    )
 
 
 def test_exposed_comm_is_the_wait_for_what_has_been_made():
@@ -177,7 +179,7 @@ def test_recomputation_holds_nothing_before_it():
 
 
 def test_forward_only_holds_one_microbatch():
-    plan = pipert.compile(schedules.forward_only((0, 1), 4))
+    plan = pipert.compile(schedules.forward_only([(0, 1)], [0] * 4))
     report = pipert.simulate(plan, Costs.per_rank(F=1, p2p=0))
     assert report.peak_activation == (1.0, 1.0)
     assert report.makespan == 5.0

@@ -12,7 +12,9 @@ from pipert.ops import OpKind
 
 
 def program(stage_ranks, num_microbatches, *ranks):
-    return Program("test", stage_ranks, num_microbatches, tuple(tuple(map(Op.parse, ops.split())) for ops in ranks))
+    return Program.single_path(
+        "test", stage_ranks, num_microbatches, tuple(tuple(map(Op.parse, ops.split())) for ops in ranks)
+    )
 
 
 class Editor:
@@ -107,7 +109,7 @@ def test_missing_gradient_transfer(plan):
 
 
 def test_gradient_transfer_without_backward():
-    plan = Editor(pipert.compile(schedules.forward_only((0, 1), 2)))
+    plan = Editor(pipert.compile(schedules.forward_only([(0, 1)], [0] * 2)))
     lanes = plan.columns["lanes"]
     lanes["rank"] += [1, 0]
     lanes["kind"] += ["send", "recv"]
@@ -323,7 +325,7 @@ def test_a_deadlock_among_many_ops_shows_a_window():
     second = [Op(op.kind, 1, op.microbatch) for op in first]
     second[1500], second[1503] = second[1503], second[1500]
     with pytest.raises(pipert.PlanError) as error:
-        pipert.compile(Program("big", (0, 1), num_microbatches, (tuple(first), tuple(second))))
+        pipert.compile(Program.single_path("big", (0, 1), num_microbatches, (tuple(first), tuple(second))))
     assert len(str(error.value)) < 1000
     cycle = "1RECV_F1502 waits for 1F1501 waits for 1F1503 waits for 1RECV_F1503 waits for 1RECV_F1502"
     assert str(error.value).endswith("\n" + cycle)

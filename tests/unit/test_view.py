@@ -76,7 +76,7 @@ def test_pairs_keep_their_text(tmp_path):
     from pipert.ir import Op, Program
 
     ops = tuple(map(Op.parse, ["0F0", "(0F1;0B0)OVERLAP_F_B", "0B1"]))
-    report = pipert.simulate(pipert.compile(Program("pair", (0,), 2, (ops,))), Costs.per_rank())
+    report = pipert.simulate(pipert.compile(Program.single_path("pair", (0,), 2, (ops,))), Costs.per_rank())
     write_timeline(tmp_path / "timeline.html", [("planned", report.trace)])
     _, page = page_of(tmp_path / "timeline.html")
     assert page["traces"][0]["pairs"] == {"1": "(0F1;0B0)OVERLAP_F_B"}

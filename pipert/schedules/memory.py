@@ -1,0 +1,60 @@
+"""How much activation a program's ranks hold; their order alone says it, whatever the times are."""
+
+from __future__ import annotations
+
+from pipert.costs import Costs, StageCosts
+from pipert.errors import ConfigError
+from pipert.ir import Op, Program
+from pipert.ops import OpKind
+
+
+def peak_activation(program: Program, costs: Costs) -> tuple[float, ...]:
+    """Compute the most that each rank holds at one time, in the unit of the costs' ``act``.
+
+    An activation is held from the start of F (of R, where it is recomputed) to the end of I, the part ``act_w`` on to
+    the end of W; a full backward frees all at its end.
+    """
+    stages = costs.for_plan(program)
+    recomputed = {
+        (part.stage, part.microbatch)
+        for ops in program.ranks
+        for op in ops
+        for part in op.unpacked
+        if part.kind is OpKind.RECOMPUTE
+    }
+    peaks = []
+    for ops in program.ranks:
+        held = peak = 0.0
+        for op in ops:
+            for part in op.unpacked:
+                if part.kind is not OpKind.FORWARD or (part.stage, part.microbatch) not in recomputed:
+                    held += max(0.0, _change(part, stages))
+            peak = max(peak, held)
+            held += sum(min(0.0, _change(part, stages)) for part in op.unpacked)
+        peaks.append(peak)
+    return tuple(peaks)
+
+
+def check_memory(program: Program, costs: Costs, limit: float) -> None:
+    """Refuse a program that holds more than ``limit`` on some rank.
+
+    Raises:
+        ConfigError: naming the rank and what it needs.
+    """
+    peaks = peak_activation(program, costs)
+    rank = max(range(len(peaks)), key=peaks.__getitem__)
+    if peaks[rank] > limit * (1 + 1e-9):
+        needs = f"{program.name} holds {peaks[rank]:g} activations on rank {rank}"
+        raise ConfigError(f"{needs}, more than the memory limit of {limit:g}; the least limit is {peaks[rank]:g}")
+
+
+def _change(part: Op, stages: tuple[StageCosts, ...]) -> float:
+    cost = stages[part.stage]
+    changes = {
+        OpKind.FORWARD: cost.act,
+        OpKind.RECOMPUTE: cost.act,
+        OpKind.INPUT_GRAD: cost.act_w - cost.act,
+        OpKind.WEIGHT_GRAD: -cost.act_w,
+        OpKind.BACKWARD: -cost.act,
+    }
+    return changes[part.kind]

@@ -1,0 +1,48 @@
+"""What a schedule is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pipert.costs import Costs
+from pipert.ir import Op, Program
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Sizes, costs and limits; what a schedule's generator is called with.
+
+    Attributes:
+        num_ranks: p, at least 1.
+        num_microbatches: m, at least 1; it may be smaller than p.
+        num_chunks: stages per rank (per path), at least 1.
+        costs: what ops cost, for the schedules that are made from costs; by default F = I = W = 1.
+        memory_limit: the most activation that a rank may hold, in the unit of ``costs``' ``act``; None: no limit.
+    """
+
+    num_ranks: int
+    num_microbatches: int
+    num_chunks: int = 1
+    costs: Costs = field(default_factory=Costs.per_rank)
+    memory_limit: float | None = None
+
+
+Make = Callable[[Request], Program]
+"""A generator: a request in, a program out (whose name the caller sets)."""
+
+Order = Callable[[int, int, int, int], Sequence[Op]]
+"""(rank, num_ranks, num_microbatches, num_chunks) → the rank's ops."""
+
+Placement = Callable[[int, int], tuple[int, ...]]
+"""(num_ranks, num_chunks) → the rank of each stage."""
+
+
+def rank_by_rank(order: Order, place: Placement) -> Make:
+    """Make a generator of one that lists a single rank's ops, with each stage on one rank."""
+
+    def make(request: Request) -> Program:
+        p, m, v = request.num_ranks, request.num_microbatches, request.num_chunks
+        return Program.single_path("", place(p, v), m, [order(rank, p, m, v) for rank in range(p)])
+
+    return make
