@@ -6,8 +6,8 @@ order. Nothing that happens in the replay can take away what another rank may do
 does: the rest is then emitted as it stands, and the verifier finds the ops that wait for each other.
 
 Words in this file: a *key* is ``stage * num_microbatches + microbatch``; a *transfer* is the key of the stage that
-receives, plus ``num_keys`` if it carries a gradient, so ``transfer // num_microbatches`` is its *class*: stage and
-payload; a *compute id* counts the compute ops of all ranks, one rank after another.
+receives, plus ``num_keys`` if it carries a gradient; a *compute id* counts the compute ops of all ranks, one rank
+after another. Which edge a transfer takes and which slots may hold it follow from the path of its microbatch.
 """
 
 from __future__ import annotations
@@ -47,19 +47,31 @@ def compile(program: Program, *, recv_depth: int = 2) -> Plan:
 
 
 class _Edges:
-    """The directed edges between ranks, and all lanes."""
+    """The directed edges between ranks, all lanes, and what kinds of slots there are."""
 
     def __init__(self, program: Program) -> None:
         self.forward_only = all(part.kind is _FORWARD for ops in program.ranks for op in ops for part in op.unpacked)
-        (ranks,) = program.paths
         numbers: dict[tuple[int, int], int] = {}
+        pools: dict[Slot, int] = {}
 
         def edge(source: int, destination: int) -> int:
             return _NONE if source == destination else numbers.setdefault((source, destination), len(numbers))
 
-        inputs = [_NONE, *map(edge, ranks, ranks[1:])]
-        grads = [_NONE] * len(ranks) if self.forward_only else [*map(edge, ranks[1:], ranks), _NONE]
-        self.of_class = inputs + grads  # _NONE where nothing is transferred
+        def edges(path: tuple[int, ...]) -> list[int]:
+            inputs = [_NONE, *map(edge, path, path[1:])]
+            grads = [_NONE] * len(path) if self.forward_only else [*map(edge, path[1:], path), _NONE]
+            return inputs + grads
+
+        def pool_numbers(path: tuple[int, ...]) -> list[int]:
+            slots = [Slot(rank, stage, payload) for payload in ("input", "grad") for stage, rank in enumerate(path)]
+            return [pools.setdefault(slot, len(pools)) for slot in slots]
+
+        def per_transfer(of_path: list[list[int]]) -> list[int]:
+            return [row[path] for row in zip(*of_path, strict=True) for path in program.path_of]
+
+        self.of_transfer = per_transfer([edges(path) for path in program.paths])  # _NONE where nothing is transferred
+        self.pool_of_transfer = per_transfer([pool_numbers(path) for path in program.paths])
+        self.pools = tuple(pools)  # the slots of a pool are all like this one
         self.ends = tuple(numbers)
         lanes = [Lane(rank, LaneKind.COMPUTE, _NONE) for rank in range(program.num_ranks)]
         lanes += [Lane(source, LaneKind.SEND, destination) for source, destination in numbers]
@@ -87,11 +99,12 @@ class _Work:
         self.edge_transfers: list[list[int]] = [[] for _ in edges.ends]  # per edge, in the order of their makers
         for ops in program.ranks:
             for op in ops:
-                self._add(op, edges.of_class)
+                self._add(op, edges.of_transfer)
             self.rank_begin.append(len(self.text))
 
-    def _add(self, op: Op, edge_of_class: list[int]) -> None:
-        num_stages, num_microbatches, compute_id = self.num_stages, self.num_microbatches, len(self.text)
+    def _add(self, op: Op, edge_of: list[int]) -> None:
+        num_stages, num_microbatches, num_keys = self.num_stages, self.num_microbatches, self.num_keys
+        compute_id = len(self.text)
         reads: list[int] = []
         makes: list[int] = []
         ends: list[int] = []
@@ -102,20 +115,18 @@ class _Work:
                 ends.append(key)
                 self.last_compute[key] = compute_id
             if kind is _FORWARD:
-                source, target, outermost = stage, stage + 1, num_stages - 1
+                source, target, outermost = key, key + num_microbatches, num_stages - 1
             elif kind is _BACKWARD or kind is _INPUT_GRAD:
-                source, target, outermost = num_stages + stage, num_stages + stage - 1, 0
+                source, target, outermost = num_keys + key, num_keys + key - num_microbatches, 0
             else:
                 continue
-            if edge_of_class[source] != _NONE:
-                transfer = source * num_microbatches + microbatch
-                reads.append(transfer)
-                self.reader[transfer] = compute_id
-            if stage != outermost and edge_of_class[target] != _NONE:
-                transfer = target * num_microbatches + microbatch
-                makes.append(transfer)
-                self.maker[transfer] = compute_id
-                self.edge_transfers[edge_of_class[target]].append(transfer)
+            if edge_of[source] != _NONE:
+                reads.append(source)
+                self.reader[source] = compute_id
+            if stage != outermost and edge_of[target] != _NONE:
+                makes.append(target)
+                self.maker[target] = compute_id
+                self.edge_transfers[edge_of[target]].append(target)
         self.text.append(str(op))
         self.reads.append(reads)
         self.makes.append(makes)
@@ -135,7 +146,8 @@ class _Replay:
 
     def __init__(self, work: _Work, edges: _Edges, recv_depth: int) -> None:
         self.work = work
-        self.edge_of_class = edges.of_class
+        self.edge_of = edges.of_transfer
+        self.pool_of = edges.pool_of_transfer
         self.edge_destination = [destination for _, destination in edges.ends]
         self.order: list[int] = []  # compute ids, and ~transfer for a SEND with its RECV
         self.freed_by = _windows(work, recv_depth)
@@ -144,11 +156,11 @@ class _Replay:
         self.num_emitted = [0] * len(edges.ends)
         self.arrived = bytearray(2 * work.num_keys)
         self.stuck = False
-        self.slots: list[int] = []  # the class of each
+        self.slots: list[int] = []  # the pool of each
         self.slot_of = [_NONE] * (2 * work.num_keys)  # per transfer
         self.slot_key: list[int] = []  # per slot, the key that it holds or held last
         self.former_key = [_NONE] * (2 * work.num_keys)  # per transfer, the key that held its slot before
-        self.free: list[deque[int]] = [deque() for _ in edges.of_class]
+        self.free: list[deque[int]] = [deque() for _ in edges.pools]  # per pool, its free slots
         self.num_open = [1 + len(work.closing_transfers(key)) for key in range(work.num_keys)]
         self.closes = [_NONE] * (2 * work.num_keys)  # per transfer, the key whose slots it helps to free
         for key in range(work.num_keys):
@@ -178,15 +190,14 @@ class _Replay:
                 return False
         self.order.append(compute_id)
         self.next_compute[rank] += 1
-        num_microbatches, edge_of_class = self.work.num_microbatches, self.edge_of_class
         for key in self.work.ends[compute_id]:
             self._close(key)
         for transfer in self.work.makes[compute_id]:
-            edge = edge_of_class[transfer // num_microbatches]
+            edge = self.edge_of[transfer]
             self.num_made[edge] += 1
             self._transfer(edge)
         for transfer in reads:
-            self._transfer(edge_of_class[transfer // num_microbatches])
+            self._transfer(self.edge_of[transfer])
         return True
 
     def _transfer(self, edge: int) -> None:
@@ -205,15 +216,15 @@ class _Replay:
         self.num_emitted[edge] = number
 
     def _take_slot(self, transfer: int) -> None:
-        slot_class = transfer // self.work.num_microbatches
+        pool = self.pool_of[transfer]
         key = transfer % self.work.num_keys
-        if self.free[slot_class]:
-            slot = self.free[slot_class].popleft()
+        if self.free[pool]:
+            slot = self.free[pool].popleft()
             self.former_key[transfer] = self.slot_key[slot]
             self.slot_key[slot] = key
         else:
             slot = len(self.slots)
-            self.slots.append(slot_class)
+            self.slots.append(pool)
             self.slot_key.append(key)
         self.slot_of[transfer] = slot
 
@@ -223,7 +234,7 @@ class _Replay:
         if self.num_open[key] == 0:
             for transfer in (key, self.work.num_keys + key):
                 if self.slot_of[transfer] != _NONE:
-                    self.free[transfer // self.work.num_microbatches].append(self.slot_of[transfer])
+                    self.free[self.pool_of[transfer]].append(self.slot_of[transfer])
 
 
 def _windows(work: _Work, recv_depth: int) -> list[int]:
@@ -269,18 +280,13 @@ class _Rows:
     def plan(self, program: Program, recv_depth: int) -> Plan:
         """Fill the columns and make the plan, which verifies it."""
         self._fill()
-        num_stages, ranks = program.num_stages, program.paths[0]
-        slots = (
-            Slot(ranks[slot_class % num_stages], slot_class % num_stages, ("input", "grad")[slot_class // num_stages])
-            for slot_class in self.replay.slots
-        )
         return Plan(
             name=program.name,
-            num_microbatches=program.num_microbatches,
             recv_depth=recv_depth,
-            stage_ranks=ranks,
+            paths=program.paths,
+            path_of=program.path_of,
             lanes=self.edges.lanes,
-            slots=tuple(slots),
+            slots=tuple(self.edges.pools[pool] for pool in self.replay.slots),
             op_text=tuple(self.op_text),
             op_lane=tuple(self.op_lane),
             op_slot=tuple(self.op_slot),
@@ -304,7 +310,7 @@ class _Rows:
                 self._add(work.text[node], compute_lane[node], _NONE, recv_rows)
             else:
                 transfer = ~node
-                edge = self.edges.of_class[transfer // work.num_microbatches]
+                edge = self.edges.of_transfer[transfer]
                 send_text, recv_text = self._texts(transfer)
                 self._add(send_text, send_lane[edge], _NONE, [self.compute_row[work.maker[transfer]]])
                 self._add(recv_text, recv_lane[edge], self.replay.slot_of[transfer], self._recv_deps(transfer))

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any
 
 from pipert import _core
+from pipert.errors import ConfigError
 from pipert.ir import Op
 from pipert.ops import LaneKind
 
@@ -53,9 +54,9 @@ class Plan:
 
     Attributes:
         name: the program's name.
-        num_microbatches: how many microbatches one step has.
         recv_depth: how many receives of one edge may be posted before they are used.
-        stage_ranks: the rank of each stage.
+        paths: per path, the rank of each stage; see :class:`pipert.Program`.
+        path_of: per microbatch, the path that it takes.
         lanes: every lane; an op refers to its own by index.
         slots: every slot; a RECV refers to its own by index.
         op_text: per op, its text (``"2F0"``).
@@ -70,9 +71,9 @@ class Plan:
     """
 
     name: str
-    num_microbatches: int
     recv_depth: int
-    stage_ranks: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
+    path_of: tuple[int, ...]
     lanes: tuple[Lane, ...]
     slots: tuple[Slot, ...]
     op_text: tuple[str, ...]
@@ -93,17 +94,17 @@ class Plan:
     @property
     def num_ranks(self) -> int:
         """How many ranks the plan is for."""
-        return max(self.stage_ranks) + 1
-
-    @property
-    def paths(self) -> tuple[tuple[int, ...], ...]:
-        """Per path, the rank of each stage."""
-        return (self.stage_ranks,)
+        return max(map(max, self.paths)) + 1
 
     @property
     def num_stages(self) -> int:
         """How many stages the model is cut into."""
-        return len(self.stage_ranks)
+        return len(self.paths[0])
+
+    @property
+    def num_microbatches(self) -> int:
+        """How many microbatches one step has."""
+        return len(self.path_of)
 
     @property
     def num_ops(self) -> int:
@@ -119,6 +120,29 @@ class Plan:
         """Return the rank that runs an op."""
         return self.lanes[self.op_lane[op_id]].rank
 
+    def rank_of_stage(self, stage: int, microbatch: int) -> int:
+        """Return the rank that works on a (stage, microbatch)."""
+        return self.paths[self.path_of[microbatch]][stage]
+
+    def holders(self, stage: int) -> tuple[int, ...]:
+        """List the ranks that hold ``stage``, ascending: one, unless it has replicas."""
+        return tuple(sorted({path[stage] for path in self.paths}))
+
+    def chunks(self, rank: int) -> tuple[int, ...]:
+        """List the stages that ``rank`` holds, ascending."""
+        return tuple(stage for stage in range(self.num_stages) if any(path[stage] == rank for path in self.paths))
+
+    @property
+    def only_path(self) -> tuple[int, ...]:
+        """The rank of each stage, for callers that know no replicas.
+
+        Raises:
+            ConfigError: the plan has several paths.
+        """
+        if len(self.paths) > 1:
+            raise ConfigError(f"plan {self.name!r} has {len(self.paths)} paths (replicas), which cannot run yet")
+        return self.paths[0]
+
     def compute_ops(self, rank: int) -> tuple[int, ...]:
         """List the ids of the compute ops of ``rank``, in order."""
         lane = self.lanes.index(Lane(rank, LaneKind.COMPUTE, -1))
@@ -128,9 +152,9 @@ class Plan:
         """Return the plan as plain lists, the ``plan`` object of a plan file."""
         return {
             "name": self.name,
-            "num_microbatches": self.num_microbatches,
             "recv_depth": self.recv_depth,
-            "stage_ranks": self.stage_ranks,
+            "paths": self.paths,
+            "path_of": self.path_of,
             "lanes": {
                 "rank": [lane.rank for lane in self.lanes],
                 "kind": [lane.kind.value for lane in self.lanes],
@@ -161,9 +185,9 @@ class Plan:
         lanes, slots, ops = plan["lanes"], plan["slots"], plan["ops"]
         return cls(
             name=plan["name"],
-            num_microbatches=plan["num_microbatches"],
             recv_depth=plan["recv_depth"],
-            stage_ranks=tuple(plan["stage_ranks"]),
+            paths=tuple(map(tuple, plan["paths"])),
+            path_of=tuple(plan["path_of"]),
             lanes=tuple(map(Lane, lanes["rank"], map(LaneKind, lanes["kind"]), lanes["peer"])),
             slots=tuple(map(Slot, slots["rank"], slots["stage"], slots["payload"])),
             op_text=tuple(ops["text"]),

@@ -16,7 +16,7 @@ from pipert.errors import ConfigError, PlanError
 from pipert.plan import Plan, canonical_json
 
 FORMAT = "pipert-plan"
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 1 << 29
 """A plan of one op is about 50 bytes; nobody has a plan of ten million ops."""
 
@@ -104,8 +104,9 @@ def _check(content: Any) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PlanError(f'not a plan file: expected an object with "format": "{FORMAT}"')
     version = content.get("version")
-    if version != VERSION or isinstance(version, bool):
-        raise PlanError(f"expected plan file version {VERSION}, found {version!r}")
+    if version != VERSION:
+        hint = "; make it anew with pipert plan" if isinstance(version, int) and 0 < version < VERSION else ""
+        raise PlanError(f"expected plan file version {VERSION}, found {version!r}{hint}")
     if content.keys() != {"format", "version", "sha256", "plan"}:
         raise PlanError(f"expected the keys format, version, sha256 and plan, found {', '.join(sorted(content))}")
     if not isinstance(content["plan"], dict):

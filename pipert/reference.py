@@ -133,7 +133,7 @@ def reference_step(
     count = count + num_tokens
     norm = None
     if not accumulate:
-        norm = _finish(modules, plan.stage_ranks, tied, clip_norm, count if reduction == "token" else None)
+        norm = _finish(modules, plan.only_path, tied, clip_norm, count if reduction == "token" else None)
     return ReferenceResult(mean, per_microbatch, count, norm)
 
 

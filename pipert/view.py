@@ -100,7 +100,7 @@ def _page_trace(label: str, trace: Trace) -> dict[str, Any]:
 
 def _shades(plan: Plan) -> list[float]:
     """Per stage, how far its colors are mixed with white: the chunks of a rank get lighter one by one."""
-    chunks = [[stage for stage, rank in enumerate(plan.stage_ranks) if rank == owner] for owner in plan.stage_ranks]
+    chunks = [plan.chunks(plan.holders(stage)[0]) for stage in range(plan.num_stages)]
     return [_LIGHTEST * ours.index(stage) / max(1, len(ours) - 1) for stage, ours in enumerate(chunks)]
 
 

@@ -25,7 +25,7 @@ int continuation_bytes(unsigned char lead) {
 void JsonReader::fail(const std::string& message) const {
   std::string place;
   for (const std::string_view key : path_) place.append(place.empty() ? "" : ".").append(key);
-  if (index_ >= 0) place.append("[").append(std::to_string(index_)).append("]");
+  for (const int64_t index : indices_) place.append("[").append(std::to_string(index)).append("]");
   if (!place.empty()) place += " ";
   throw PlanError("plan: " + place + "(byte " + std::to_string(position_) + "): " + message);
 }

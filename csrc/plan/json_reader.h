@@ -27,15 +27,15 @@ class JsonReader {
   template <typename ReadItem>
   void array(ReadItem&& read_item) {
     expect('[', "an array");
-    index_ = 0;
+    indices_.push_back(0);
     if (!take(']')) {
       do {
         read_item();
-        ++index_;
+        ++indices_.back();
       } while (take(','));
       expect(']', "',' or ']'");
     }
-    index_ = -1;
+    indices_.pop_back();
   }
   int32_t integer();
   std::vector<int32_t> integers();
@@ -61,7 +61,7 @@ class JsonReader {
   size_t position_ = 0;
   std::string buffer_;  // of a string with escapes
   std::vector<std::string_view> path_;
-  int64_t index_ = -1;  // of the item being read, in the innermost array; -1 outside
+  std::vector<int64_t> indices_;  // of the item being read, in each array around it
 };
 
 }  // namespace pipert

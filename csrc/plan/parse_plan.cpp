@@ -93,9 +93,9 @@ void read_ops(JsonReader& json, Plan& plan) {
 void read(JsonReader& json, Plan& plan, Columns& columns) {
   json.object({
       {"name", [&] { plan.name = json.string(); }},
-      {"num_microbatches", [&] { plan.num_microbatches = json.integer(); }},
       {"recv_depth", [&] { plan.recv_depth = json.integer(); }},
-      {"stage_ranks", [&] { plan.stage_ranks = json.integers(); }},
+      {"paths", [&] { json.array([&] { plan.paths.push_back(json.integers()); }); }},
+      {"path_of", [&] { plan.path_of = json.integers(); }},
       {"lanes", [&] { read_lanes(json, columns); }},
       {"slots", [&] { read_slots(json, columns); }},
       {"ops", [&] { read_ops(json, plan); }},
@@ -103,24 +103,37 @@ void read(JsonReader& json, Plan& plan, Columns& columns) {
   json.end();
 }
 
-// Sizes, and the ranks: 0..num_ranks-1, each with a stage.
+// Sizes, and the paths: over ranks 0..num_ranks-1, each with a stage.
 void check_sizes(Plan& plan) {
   constexpr int64_t any = std::numeric_limits<int32_t>::max();
-  plan.num_stages = static_cast<int32_t>(plan.stage_ranks.size());
+  check_range("number of paths", static_cast<int64_t>(plan.paths.size()), 1, any);
+  plan.num_stages = static_cast<int32_t>(plan.paths[0].size());
+  plan.num_microbatches = static_cast<int32_t>(plan.path_of.size());
   check_range("number of stages", plan.num_stages, 1, any);
-  check_range("num_microbatches", plan.num_microbatches, 1, any);
+  check_range("number of microbatches", plan.num_microbatches, 1, any);
   check_range("recv_depth", plan.recv_depth, 1, any);
   const int64_t num_pairs = int64_t{plan.num_stages} * plan.num_microbatches;
   if (num_pairs > plan.num_ops())
     throw PlanError("plan: " + std::to_string(plan.num_stages) + " stages x " + std::to_string(plan.num_microbatches) +
                     " microbatches: expected at least " + std::to_string(num_pairs) + " ops, found " +
                     std::to_string(plan.num_ops()));
-  std::vector<bool> has_stage(plan.num_stages, false);
-  for (int32_t stage = 0; stage < plan.num_stages; ++stage) {
-    const int32_t rank = plan.stage_ranks[stage];
-    check_range("rank of stage " + std::to_string(stage), rank, 0, plan.num_stages - 1);
-    has_stage[rank] = true;
-    plan.num_ranks = std::max(plan.num_ranks, rank + 1);
+  const int64_t num_paths = static_cast<int64_t>(plan.paths.size());
+  for (int32_t microbatch = 0; microbatch < plan.num_microbatches; ++microbatch)
+    check_range("path of microbatch " + std::to_string(microbatch), plan.path_of[microbatch], 0, num_paths - 1);
+  for (int64_t number = 0; number < num_paths; ++number)
+    if (plan.paths[number].size() != plan.paths[0].size())
+      throw PlanError("plan: path " + std::to_string(number) + ": expected the " + std::to_string(plan.num_stages) +
+                      " stages of path 0, found " + std::to_string(plan.paths[number].size()) +
+                      ": replicas do not match");
+  std::vector<bool> has_stage(plan.num_stages * num_paths, false);  // per rank
+  for (int64_t number = 0; number < num_paths; ++number) {
+    const std::vector<int32_t>& path = plan.paths[number];
+    for (size_t stage = 0; stage < path.size(); ++stage) {
+      check_range("rank of stage " + std::to_string(stage) + " on path " + std::to_string(number), path[stage], 0,
+                  static_cast<int64_t>(has_stage.size()) - 1);
+      has_stage[path[stage]] = true;
+      plan.num_ranks = std::max(plan.num_ranks, path[stage] + 1);
+    }
   }
   for (int32_t rank = 0; rank < plan.num_ranks; ++rank)
     if (!has_stage[rank])

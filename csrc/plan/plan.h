@@ -36,8 +36,9 @@ struct Plan {
   int32_t num_stages = 0;
   int32_t num_microbatches = 0;
   int32_t recv_depth = 0;
-  uint64_t fingerprint = 0;  // of the text it was parsed from: two ranks with the same plan agree on it
-  std::vector<int32_t> stage_ranks;
+  uint64_t fingerprint = 0;                 // of the text it was parsed from: two ranks with the same plan agree on it
+  std::vector<std::vector<int32_t>> paths;  // copies of the model laid over the ranks: of each, every stage's rank
+  std::vector<int32_t> path_of;             // per microbatch, the path that it takes
   std::vector<Lane> lanes;
   std::vector<Slot> slots;
 
@@ -58,6 +59,7 @@ struct Plan {
   }
   const Lane& lane_of_op(int32_t op) const { return lanes[op_lane[op]]; }
   int32_t rank_of(int32_t op) const { return lane_of_op(op).rank; }
+  int32_t rank_of(int32_t stage, int32_t microbatch) const { return paths[path_of[microbatch]][stage]; }
   // The other end of a transfer, given either; -1 for a compute op.
   int32_t partner_of(int32_t op) const {
     const LaneKind kind = lane_of(ops[op].kind);

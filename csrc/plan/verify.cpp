@@ -50,16 +50,17 @@ int32_t other_stage(const Op& transfer) {
 
 Lane expected_lane(const Plan& plan, int32_t op) {
   const Op& the_op = plan.ops[op];
-  const int32_t rank = plan.stage_ranks[the_op.stage];
+  const int32_t rank = plan.rank_of(the_op.stage, the_op.microbatch);
   const LaneKind kind = lane_of(the_op.kind);
   if (kind == LaneKind::COMPUTE) return {rank, kind, -1};
   const int32_t other = other_stage(the_op);
   if (other < 0 || other >= plan.num_stages)
     fail(plan, op, "no transfer beyond the " + std::string(other < 0 ? "first" : "last") + " stage", "one");
-  if (plan.stage_ranks[other] == rank)
+  const int32_t peer = plan.rank_of(other, the_op.microbatch);
+  if (peer == rank)
     fail(plan, op, "no transfer between stages of one rank",
          "one between stages " + std::to_string(the_op.stage) + " and " + std::to_string(other));
-  return {rank, kind, plan.stage_ranks[other]};
+  return {rank, kind, peer};
 }
 
 // Every op is on the lane that its kind, its stage's rank and its peer ask for.
@@ -68,9 +69,9 @@ void check_places(const Plan& plan) {
     const Lane expected = expected_lane(plan, op);
     if (plan.lane_of_op(op) != expected) fail(plan, op, name_of(expected), name_of(plan.lane_of_op(op)));
     for (const ComputePart& part : plan.ops[op].compute_parts())
-      if (plan.stage_ranks[part.stage] != expected.rank)
+      if (const int32_t rank = plan.rank_of(part.stage, part.microbatch); rank != expected.rank)
         fail(plan, op, "both parts on rank " + std::to_string(expected.rank),
-             "stage " + std::to_string(part.stage) + " of rank " + std::to_string(plan.stage_ranks[part.stage]));
+             "stage " + std::to_string(part.stage) + " of rank " + std::to_string(rank));
   }
 }
 
@@ -82,7 +83,7 @@ struct Cell {
 
   std::string text(OpKind kind) const { return to_text(kind, stage, microbatch); }
   [[noreturn]] void fail_missing(const std::string& expected, const std::string& found) const {
-    fail(plan.stage_ranks[stage], expected,
+    fail(plan.rank_of(stage, microbatch), expected,
          "stage " + std::to_string(stage) + ", microbatch " + std::to_string(microbatch) + ": expected " + expected +
              ", found " + found);
   }
@@ -119,7 +120,7 @@ void check_order(const Cell& cell, const StageWork& work) {
 
 // Where two neighbouring stages share a rank, nothing but the order of its compute lane hands over between them.
 void check_hand_over(const Plan& plan, const WorkTable& table, int32_t stage, int32_t microbatch) {
-  if (stage + 1 == plan.num_stages || plan.stage_ranks[stage] != plan.stage_ranks[stage + 1]) return;
+  if (stage + 1 == plan.num_stages || plan.rank_of(stage, microbatch) != plan.rank_of(stage + 1, microbatch)) return;
   const StageWork& work = table.at(stage, microbatch);
   const StageWork& next = table.at(stage + 1, microbatch);
   const auto check = [&](const char* what, int32_t producer, int32_t consumer) {
@@ -164,8 +165,8 @@ void check_pairs(const Plan& plan) {
 // Every value that crosses ranks is transferred. (Places say that no other is, the table that none is twice.)
 void check_transfers(const Plan& plan, const WorkTable& table) {
   for (int32_t stage = 0; stage + 1 < plan.num_stages; ++stage) {
-    if (plan.stage_ranks[stage] == plan.stage_ranks[stage + 1]) continue;
     for (int32_t microbatch = 0; microbatch < plan.num_microbatches; ++microbatch) {
+      if (plan.rank_of(stage, microbatch) == plan.rank_of(stage + 1, microbatch)) continue;
       if (table.at(stage, microbatch).send_f < 0)
         Cell{plan, stage, microbatch}.fail_missing(to_text(OpKind::SEND_F, stage, microbatch), "none");
       const bool sends_grad = table.at(stage + 1, microbatch).send_b >= 0;

@@ -24,7 +24,7 @@ def adopt(
         ConfigError: stages are missing or too many, are no stages, share a parameter, or lie on a device that this
             build does not move.
     """
-    here = {stage for stage, rank in enumerate(plan.stage_ranks) if rank in set(ranks)}
+    here = {stage for rank in ranks for stage in plan.chunks(rank)}
     if set(stages) != here:
         raise ConfigError(
             f"the plan puts stages {_list(here)} on {_ranks(ranks)} (of {plan.num_ranks} ranks and {plan.num_stages} "

@@ -101,7 +101,7 @@ class Engine:
         try:
             self._stages = self._adopt(stages, loss_fn)
             self._finish = Finish(
-                plan.stage_ranks,
+                plan.only_path,
                 modules_of(self._stages),
                 self._rank,
                 process_group,
@@ -208,7 +208,7 @@ class Engine:
         check_reduction(self._loss_reduction)
         adopted = adopt(self.plan, stages, self._ranks)
         if loss_fn is None and self._trains and isinstance(adopted.get(self.plan.num_stages - 1), Stage):
-            raise ConfigError(f"loss_fn is needed on rank {self.plan.stage_ranks[-1]}, which holds the last stage")
+            raise ConfigError(f"loss_fn is needed on rank {self.plan.only_path[-1]}, which holds the last stage")
         return adopted
 
     def _runner(self, training: bool) -> Runner:
@@ -216,9 +216,7 @@ class Engine:
         if training not in self._runners:
             plan, settings = self.plan, self._settings
             if self._trains and not training:
-                plan = compile(
-                    forward_only([plan.stage_ranks], [0] * plan.num_microbatches), recv_depth=plan.recv_depth
-                )
+                plan = compile(forward_only([plan.only_path], [0] * plan.num_microbatches), recv_depth=plan.recv_depth)
                 settings = replace(settings, session=settings.session and f"{settings.session}-eval")
             self._runners[training] = Runner(plan, settings)
         return self._runners[training]
@@ -229,7 +227,7 @@ class Engine:
         runner = self._runner(training)
         try:
             inputs = self._inputs(inputs)
-            targets = self._microbatches("targets", targets, self.plan.stage_ranks[-1])
+            targets = self._microbatches("targets", targets, self.plan.only_path[-1])
         except ConfigError as error:
             if self._settings.session is not None:  # the other ranks are on their way into the step
                 runner.executor.abort(f"ConfigError: {error}")
@@ -253,7 +251,7 @@ class Engine:
         self.close()
 
     def _inputs(self, batch: Any) -> list[Tensors]:
-        microbatches = [as_tensors(x) for x in self._microbatches("inputs", batch, self.plan.stage_ranks[0])]
+        microbatches = [as_tensors(x) for x in self._microbatches("inputs", batch, self.plan.only_path[0])]
         if batch is None and isinstance(self._stages.get(0), Stage):
             raise ConfigError("inputs: stage 0 needs some, on its rank")
         for tensor in (tensor for microbatch in microbatches for tensor in microbatch):

@@ -48,7 +48,7 @@ def routes(plan: Plan) -> tuple[Route, ...]:
             used.add((op.kind, op.stage))
     return tuple(
         Route(stage, rank, *(tuple(ids[kind, stage]) if (kind, stage) in used else () for kind in _TRANSFERS))
-        for stage, rank in enumerate(plan.stage_ranks)
+        for stage, rank in enumerate(plan.only_path)
     )
 
 

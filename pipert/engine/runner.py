@@ -59,7 +59,7 @@ class Runner:
         self._feed = Kept(plan.num_microbatches)
         last_stage = plan.num_stages - 1
         self._loss = Loss(
-            settings.loss_fn, settings.loss_reduction, plan.num_microbatches, plan.stage_ranks[last_stage], last_stage
+            settings.loss_fn, settings.loss_reduction, plan.num_microbatches, plan.only_path[last_stage], last_stage
         )
         self._drivers = self._make_drivers(settings)
         self.executor.bind(self._make_handlers(frozenset(settings.ranks)))

@@ -59,7 +59,7 @@ def joined(plan: Plan, one_process: bool) -> Iterator[Place]:
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     try:
         rank = dist.get_rank()
-        stages = tuple(stage for stage, owner in enumerate(plan.stage_ranks) if owner == rank)
+        stages = plan.chunks(rank)
         yield Place(rank, stages, dist.group.WORLD)
     finally:
         dist.destroy_process_group()

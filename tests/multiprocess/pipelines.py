@@ -34,7 +34,7 @@ class Pipeline:
         return {
             stage: copy.deepcopy(module)
             for stage, module in self.modules.items()
-            if rank is None or self.plan.stage_ranks[stage] == rank
+            if rank is None or rank in self.plan.holders(stage)
         }
 
     def stages(self, modules: dict[int, nn.Module]) -> dict[int, nn.Module | pipert.Stage]:

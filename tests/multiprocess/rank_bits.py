@@ -23,7 +23,7 @@ def check_one_step(pipe: Pipeline, rank: int) -> None:
     ) as engine:
         result = engine.step(pipe.inputs, pipe.targets)
     assert_same_bits(gradients(modules), gradients({stage: reference[stage] for stage in modules}))
-    if rank == pipe.plan.stage_ranks[-1]:
+    if rank == pipe.plan.only_path[-1]:
         assert torch.equal(result.losses, expected.losses)
         assert torch.equal(result.loss, expected.loss)
     else:
@@ -41,7 +41,7 @@ def check_training(pipe: Pipeline, rank: int) -> None:
     here = pipert.Engine(
         pipe.plan, modules, pipe.loss_fn, optimizer=adamw(modules), process_group=dist.group.WORLD, **options
     )
-    is_first, is_last = rank == pipe.plan.stage_ranks[0], rank == pipe.plan.stage_ranks[-1]
+    is_first, is_last = rank == pipe.plan.only_path[0], rank == pipe.plan.only_path[-1]
     with everything, here:
         for step in range(2 * STEPS):
             turn = step % len(pipe.inputs)

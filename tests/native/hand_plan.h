@@ -23,7 +23,9 @@ class HandPlan {
     plan.recv_depth = recv_depth;
     plan.fingerprint = static_cast<uint64_t>(num_ranks) * 1000003 + static_cast<uint64_t>(num_microbatches);
     plan.dep_offsets = {0};
-    for (int32_t rank = 0; rank < num_ranks; ++rank) plan.stage_ranks.push_back(rank);
+    plan.path_of.assign(num_microbatches, 0);
+    plan.paths.emplace_back();
+    for (int32_t rank = 0; rank < num_ranks; ++rank) plan.paths[0].push_back(rank);
     std::vector<std::vector<int32_t>> users(2 * num_ranks);  // per rank and direction: ops that read a message
     for (int32_t mb = 0; mb < num_microbatches; ++mb) {
       int32_t recv = -1;

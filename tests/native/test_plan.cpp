@@ -13,7 +13,7 @@ using namespace pipert;
 
 // Two ranks with a stage each, one microbatch, forward only.
 const std::string small_plan = R"({
-  "name": "small", "num_microbatches": 1, "recv_depth": 2, "stage_ranks": [0, 1],
+  "name": "small", "recv_depth": 2, "paths": [[0, 1]], "path_of": [0],
   "lanes": {"rank": [0, 0, 1, 1], "kind": ["compute", "send", "compute", "recv"], "peer": [-1, 1, -1, 0]},
   "slots": {"rank": [1], "stage": [1], "payload": ["input"]},
   "ops": {"text": ["0F0", "0SEND_F0", "1RECV_F0", "1F0"], "lane": [0, 1, 3, 2], "slot": [-1, -1, 0, -1],

@@ -23,13 +23,13 @@ def program_can_get_stuck(program, recv_depth):
     """
     order = [[part for op in ops for part in op.unpacked] for ops in program.ranks]
     edges = sorted({(a, b) for a in range(program.num_ranks) for b in range(program.num_ranks) if a != b})
-    rank = program.paths[0]
     messages = {edge: [] for edge in edges}
     for source, ops in enumerate(order):
         for op in ops:
             step = 1 if op.kind is OpKind.FORWARD else -1 if op.kind in BACKWARD else 0
-            if step and 0 <= op.stage + step < len(rank) and rank[op.stage + step] != source:
-                messages[source, rank[op.stage + step]].append((op, step, op.stage + step, op.microbatch))
+            path = program.paths[program.path_of[op.microbatch]]
+            if step and 0 <= op.stage + step < len(path) and path[op.stage + step] != source:
+                messages[source, path[op.stage + step]].append((op, step, op.stage + step, op.microbatch))
 
     def read_by(op, message):
         _, step, stage, microbatch = message

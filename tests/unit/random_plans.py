@@ -11,13 +11,18 @@ from pipert.sim import StageCosts
 
 
 def random_program(rng: random.Random) -> Program:
-    """Any order that respects the data flow: random placement, whole and split backwards mixed, some recomputation."""
+    """Any order that respects the data flow: random paths, whole and split backwards mixed, some recomputation."""
     num_ranks, num_microbatches = rng.randint(1, 4), rng.randint(1, 5)
-    stage_ranks = [*range(num_ranks), *(rng.randrange(num_ranks) for _ in range(rng.randint(0, num_ranks)))]
-    rng.shuffle(stage_ranks)
-    last = len(stage_ranks) - 1
+    num_stages = num_ranks + rng.randint(0, num_ranks)
+    paths = [
+        [*range(num_ranks), *rng.choices(range(num_ranks), k=num_stages - num_ranks)] for _ in range(rng.randint(1, 3))
+    ]
+    for path in paths:
+        rng.shuffle(path)
+    path_of = rng.choices(range(len(paths)), k=num_microbatches)
+    last = num_stages - 1
     waits: dict[str, set[str]] = {}
-    for stage in range(len(stage_ranks)):
+    for stage in range(num_stages):
         recomputed = rng.random() < 0.25
         for mb in range(num_microbatches):
             name = {kind: f"{stage}{kind}{mb}" for kind in "FRBIW"}
@@ -39,8 +44,8 @@ def random_program(rng: random.Random) -> Program:
         del waits[text]
         done |= {text, text.replace("B", "G").replace("I", "G")}
         op = Op.parse(text)
-        ranks[stage_ranks[op.stage]].append(op)
-    return Program.single_path("random", tuple(stage_ranks), num_microbatches, tuple(map(tuple, ranks)))
+        ranks[paths[path_of[op.microbatch]][op.stage]].append(op)
+    return Program("random", tuple(map(tuple, paths)), tuple(path_of), tuple(map(tuple, ranks)))
 
 
 def random_plans(seed: int, count: int) -> list[Plan]:

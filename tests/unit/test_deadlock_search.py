@@ -11,14 +11,15 @@ from pipert.ops import OpKind
 from pipert.passes import recompute
 
 
-def random_program(rng, stage_ranks, num_microbatches):
+def random_program(rng, paths, num_microbatches):
     """Every rank's ops in a random order in which F comes before B or I, I before W, and inputs before what reads them
     on the same rank."""
-    ranks = [[] for _ in range(max(stage_ranks) + 1)]
+    ranks = [[] for _ in range(max(map(max, paths)) + 1)]
+    path_of = tuple(rng.randrange(len(paths)) for _ in range(num_microbatches))
     split = rng.random() < 0.3
     for microbatch in range(num_microbatches):
         for rank, ops in enumerate(ranks):
-            stages = [stage for stage, holder in enumerate(stage_ranks) if holder == rank]
+            stages = [stage for stage, holder in enumerate(paths[path_of[microbatch]]) if holder == rank]
             chain = [Op(OpKind.FORWARD, stage, microbatch) for stage in stages]
             for stage in reversed(stages):
                 if split:
@@ -26,7 +27,7 @@ def random_program(rng, stage_ranks, num_microbatches):
                 else:
                     chain.append(Op(OpKind.BACKWARD, stage, microbatch))
             ops[:] = shuffle_together(rng, ops, chain)
-    return Program.single_path("random", stage_ranks, num_microbatches, tuple(map(tuple, ranks)))
+    return Program("random", paths, path_of, tuple(map(tuple, ranks)))
 
 
 def shuffle_together(rng, first, second):
@@ -40,14 +41,22 @@ def shuffle_together(rng, first, second):
 
 
 @pytest.mark.parametrize(
-    ("stage_ranks", "num_microbatches", "count"),
-    [((0, 1), 3, 150), ((0, 1, 2), 2, 150), ((0, 1, 1, 0), 2, 150), ((0, 1, 0, 1), 2, 150), ((0, 1, 2), 3, 100)],
+    ("paths", "num_microbatches", "count"),
+    [
+        ([(0, 1)], 3, 150),
+        ([(0, 1, 2)], 2, 150),
+        ([(0, 1, 1, 0)], 2, 150),
+        ([(0, 1, 0, 1)], 2, 150),
+        ([(0, 1, 2)], 3, 100),
+        ([(0, 1), (1, 0)], 3, 150),
+        ([(0, 1, 2), (2, 1, 0)], 3, 100),
+    ],
 )
-def test_compile_refuses_just_the_programs_that_can_get_stuck(stage_ranks, num_microbatches, count):
-    rng = random.Random(f"{stage_ranks}{num_microbatches}")
+def test_compile_refuses_just_the_programs_that_can_get_stuck(paths, num_microbatches, count):
+    rng = random.Random(f"{paths}{num_microbatches}")
     verdicts = []
     for _ in range(count):
-        program = random_program(rng, stage_ranks, num_microbatches)
+        program = random_program(rng, tuple(paths), num_microbatches)
         recv_depth = rng.choice([1, 1, 2, 3])
         stuck = program_can_get_stuck(program, recv_depth)
         verdicts.append(stuck)

@@ -90,15 +90,17 @@ def test_every_changed_byte_is_noticed(plan, file):
     assert changed > 100
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.5, [1]])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, True, 2.5, [2]])
 def test_another_version(file, version):
     content = json.loads(file.read_text())
     content["version"] = version
     file.write_text(json.dumps(content))
-    refused(file, rf".*: expected plan file version 1, found {re.escape(repr(version))}")
+    refused(
+        file, rf".*: expected plan file version 2, found {re.escape(repr(version))}(; make it anew with pipert plan)?"
+    )
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '"pipert-plan"', "null", "{}", '{"format": "pipert"}', '{"version": 1}'])
+@pytest.mark.parametrize("text", ["[]", "3", '"pipert-plan"', "null", "{}", '{"format": "pipert"}', '{"version": 2}'])
 def test_no_plan_file(tmp_path, text):
     (tmp_path / "f").write_text(text)
     refused(tmp_path / "f", '.*: not a plan file: expected an object with "format": "pipert-plan"')
@@ -107,9 +109,9 @@ def test_no_plan_file(tmp_path, text):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version":1', '"version":1,"version":1', "duplicate key 'version'"),
+        ('"version":2', '"version":2,"version":2', "duplicate key 'version'"),
         ('"plan":{', '"plan":{"name":"other",', "duplicate key 'name'"),
-        ('"version":1', '"version":1,"note":""', "expected the keys .*, found format, note, plan, sha256, version"),
+        ('"version":2', '"version":2,"note":""', "expected the keys .*, found format, note, plan, sha256, version"),
         ('"recv_depth":2', '"recv_depth":NaN', "not JSON: NaN"),
         ('"recv_depth":2', '"recv_depth":-Infinity', "not JSON: -Infinity"),
         ('"recv_depth":2', '"recv_depth":02', r"not JSON: .* at line 1, column \d+"),
@@ -155,7 +157,7 @@ def edited(plan, path, value):
     for key in parents:
         place = place[key]
     place[last] = value(place[last]) if callable(value) else value
-    return {"format": "pipert-plan", "version": 1, "sha256": planfile.plan_hash(content), "plan": content}
+    return {"format": "pipert-plan", "version": 2, "sha256": planfile.plan_hash(content), "plan": content}
 
 
 FAULTS = [
@@ -183,26 +185,27 @@ FAULTS = [
     (["slots", "rank", 0], 3, "plan: rank of slot 0: expected 0..2, found 3"),
     (["slots", "stage", 0], 3, "plan: stage of slot 0: expected 0..2, found 3"),
     (["slots", "payload", 0], "x", r'plan: slots.payload\[0\] \(byte \d+\): expected payload "input" or .*'),
-    (["stage_ranks", 1], 7, "plan: rank of stage 1: expected 0..2, found 7"),
-    (["stage_ranks"], [], r"plan: number of stages: expected 1..\d+, found 0"),
-    (["num_microbatches"], 0, r"plan: num_microbatches: expected 1..\d+, found 0"),
-    (
-        ["num_microbatches"],
-        2**31 - 1,
-        r"plan: 3 stages x 2147483647 microbatches: expected at least \d+ ops, found \d+",
-    ),
-    (
-        ["num_microbatches"],
-        2**31,
-        r"plan: num_microbatches \(byte \d+\): expected an integer within 32 bits, found 214.*",
-    ),
-    (["num_microbatches"], 10**400, r"plan: num_microbatches \(byte \d+\): expected an integer within 32 bits, .*"),
-    (["num_microbatches"], 3, r"plan: op \d+ \(0F3\): microbatch: expected 0..2, found 3"),
-    (["num_microbatches"], 4.0, r"plan: num_microbatches \(byte \d+\): expected an integer, found 4.0,.*"),
-    (["num_microbatches"], 1e300, r"plan: num_microbatches \(byte \d+\): expected an integer, found 1e\+300,.*"),
-    (["num_microbatches"], True, r"plan: num_microbatches \(byte \d+\): expected an integer, found true,.*"),
-    (["num_microbatches"], "4", r'plan: num_microbatches \(byte \d+\): expected an integer, found "4",.*'),
+    (["paths", 0, 1], 7, "plan: rank of stage 1 on path 0: expected 0..2, found 7"),
+    (["paths", 0, 1], -1, "plan: rank of stage 1 on path 0: expected 0..2, found -1"),
+    (["paths"], [[0, 1, 2], [2, 1]], "plan: path 1: expected the 3 stages of path 0, found 2: replicas do not match"),
+    (["paths"], [[0, 1, 2], [2, 1, 6]], "plan: rank of stage 2 on path 1: expected 0..5, found 6"),
+    (["paths"], [[0, 1, 2], [2, 1, 4]], "plan: rank 3: expected at least one stage, found none"),
+    (["paths"], [], r"plan: number of paths: expected 1..\d+, found 0"),
+    (["paths"], [[]], r"plan: number of stages: expected 1..\d+, found 0"),
+    (["paths", 0, 1], [1], r"plan: paths\[0\]\[1\] \(byte \d+\): expected an integer, found \[1\].*"),
+    (["paths", 0], 1, r"plan: paths\[0\] \(byte \d+\): expected an array, found 1.*"),
+    (["path_of"], [], r"plan: number of microbatches: expected 1..\d+, found 0"),
+    (["path_of", 2], 1, "plan: path of microbatch 2: expected 0..0, found 1"),
+    (["path_of", 2], -1, "plan: path of microbatch 2: expected 0..0, found -1"),
+    (["path_of"], [0] * 100, r"plan: 3 stages x 100 microbatches: expected at least 300 ops, found \d+"),
+    (["path_of"], [0] * 3, r"plan: op \d+ \(0F3\): microbatch: expected 0..2, found 3"),
     (["recv_depth"], 0, r"plan: recv_depth: expected 1..\d+, found 0"),
+    (["recv_depth"], 2**31, r"plan: recv_depth \(byte \d+\): expected an integer within 32 bits, found 214.*"),
+    (["recv_depth"], 10**400, r"plan: recv_depth \(byte \d+\): expected an integer within 32 bits, .*"),
+    (["recv_depth"], 4.0, r"plan: recv_depth \(byte \d+\): expected an integer, found 4.0,.*"),
+    (["recv_depth"], 1e300, r"plan: recv_depth \(byte \d+\): expected an integer, found 1e\+300,.*"),
+    (["recv_depth"], True, r"plan: recv_depth \(byte \d+\): expected an integer, found true,.*"),
+    (["recv_depth"], "4", r'plan: recv_depth \(byte \d+\): expected an integer, found "4",.*'),
     (["recv_depth"], None, r"plan: recv_depth \(byte \d+\): expected an integer, found null,.*"),
     (["name"], 3, r"plan: name \(byte \d+\): expected a string, found 3,.*"),
     (["name"], "\ud800", r"plan: name \(byte \d+\): half of a surrogate pair in a string"),
@@ -230,7 +233,7 @@ def test_a_fault_in_the_plan_is_named(plan, tmp_path, path, value, message):
     refused(tmp_path / "plan.json", ".*plan.json: " + message)
 
 
-@pytest.mark.parametrize("key", ["name", "num_microbatches", "recv_depth", "stage_ranks", "lanes", "slots", "ops"])
+@pytest.mark.parametrize("key", ["name", "recv_depth", "paths", "path_of", "lanes", "slots", "ops"])
 def test_a_missing_key_is_named(plan, key):
     content = plan.to_dict()
     del content[key]

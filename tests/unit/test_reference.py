@@ -19,11 +19,11 @@ class Order:
 
     ops: tuple
     num_microbatches: int
-    stage_ranks: tuple = (0, 1, 2)
+    only_path: tuple = (0, 1, 2)
 
     @property
     def num_stages(self):
-        return len(self.stage_ranks)
+        return len(self.only_path)
 
 
 def order_of(text, stage_ranks=(0, 1, 2)):

@@ -283,7 +283,7 @@ def test_a_slot_that_is_in_use(plan):
 
 
 def test_a_rank_without_a_stage(plan):
-    plan.columns["stage_ranks"] = (0, 2, 2)
+    plan.columns["paths"] = ((0, 2, 2),)
     plan.refused("plan: rank 1: expected at least one stage, found none")
 
 
