@@ -1,7 +1,7 @@
 """The native core: plans, simulator, executor and channels. `make lint` checks this file against the module."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __version__: str
@@ -46,18 +46,29 @@ class Executor:
     def close(self) -> None: ...
 
 def channel_benchmark(session: str, rank: int, nbytes: int, iterations: int, spin_us: int) -> list[float]: ...
-def simulate(
-    plan: Plan,
-    *,
-    F: Sequence[float],
-    I: Sequence[float],
-    W: Sequence[float],
-    B: Sequence[float],
-    R: Sequence[float],
-    latency: float,
-    occupancy: float,
-    host_cores: float,
-) -> tuple[bytes, bytes]: ...
+
+class ClockCosts:
+    """What ops cost, as small tables."""
+
+    def __init__(
+        self,
+        *,
+        times: Mapping[str, Sequence[float]],
+        scale: Sequence[float],
+        rank_speed: Sequence[float],
+        overlap: float,
+        latency: float,
+        occupancy: float,
+        links: Sequence[tuple[int, int, float, float]],
+        host_cores: float,
+    ) -> None: ...
+
+def simulate(plan: Plan, costs: ClockCosts) -> tuple[bytes, bytes]: ...
 def measure(
-    plan: Plan, start: array[float], end: array[float], act: Sequence[float], act_w: Sequence[float]
+    plan: Plan,
+    start: array[float],
+    end: array[float],
+    act: Sequence[float],
+    act_w: Sequence[float],
+    act_kept: Sequence[float],
 ) -> dict[str, Any]: ...

@@ -7,20 +7,14 @@ Times are plain numbers in one unit of the caller's choice (milliseconds, or 1 =
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipert.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pipert.ops import OpKind
 
 if TYPE_CHECKING:
     from pipert.ir import Program
@@ -31,19 +25,29 @@ if TYPE_CHECKING:
 class StageCosts:
     """The cost of one stage's ops on one microbatch.
 
+    An activation is held in three steps: ``act`` of it from the start of F (of R, where the stage is recomputed) to the
+    end of I, ``act_w`` of that on to the end of W, ``act_kept`` of that on to the end of the step. A full backward is I
+    and W at once.
+
     Attributes:
         F: time of the forward.
         I: time of the input gradient.
         W: time of the weight gradient.
         B: time of the full backward; ``None`` means ``I + W``.
         R: time of recomputing the forward; ``None`` means ``F``.
-        act: activation that is held from the start of F (of R, where the stage is recomputed) to the end of I.
-        act_w: the part of ``act`` that is held on from I to the end of W. A full backward frees everything at its end.
-
-    An overlapped pair of a forward and a backward costs the sum of its two parts.
+        act: activation that is held before I.
+        act_w: the part of ``act`` that is held before W.
+        act_kept: the part of ``act_w`` that is held after W.
+        unshard: time of gathering the stage's sharded parameters.
+        reshard: time of letting them go again.
+        reduce_grad: time of summing its gradients over the data-parallel ranks.
+        opt: time of the optimizer on its parameters.
+        validate: time of checking the optimizer's step afterwards.
+        microbatch_scale: per microbatch, what its F, I, W, B and R take times the above (packed sequences: as many
+            tokens, so as large an activation, but more or less attention between them). Empty: 1 for each.
 
     Raises:
-        ConfigError: a value is negative or not finite, or ``act_w`` exceeds ``act``.
+        ConfigError: a value is negative or not finite, or a part exceeds what it is a part of.
     """
 
     F: float = 1.0
@@ -53,12 +57,23 @@ class StageCosts:
     R: float | None = None
     act: float = 1.0
     act_w: float = 0.0
+    act_kept: float = 0.0
+    unshard: float = 0.0
+    reshard: float = 0.0
+    reduce_grad: float = 0.0
+    opt: float = 0.0
+    validate: float = 0.0
+    microbatch_scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_size(field.name, getattr(self, field.name))
-        if self.act_w > self.act:
-            raise ConfigError(f"act_w={self.act_w:g} is a part of act={self.act:g} and cannot exceed it")
+        for name in SIZE_NAMES:
+            check_size(name, getattr(self, name))
+        check_sizes("microbatch_scale", self.microbatch_scale)
+        object.__setattr__(self, "microbatch_scale", tuple(self.microbatch_scale))
+        for part, whole in (("act_w", "act"), ("act_kept", "act_w")):
+            if getattr(self, part) > getattr(self, whole):
+                sizes = f"{part}={getattr(self, part):g} is a part of {whole}={getattr(self, whole):g}"
+                raise ConfigError(f"{sizes} and cannot exceed it")
 
     @property
     def full_backward(self) -> float:
@@ -70,17 +85,43 @@ class StageCosts:
         """The time of R."""
         return self.F if self.R is None else self.R
 
+    def time_of(self, kind: OpKind) -> float:
+        """Return the time of one op, before `microbatch_scale`; 0 for kinds that are not a stage's own."""
+        name = _TIME_NAMES.get(kind.text)
+        return 0.0 if name is None else float(getattr(self, name))
+
     def scaled(self, share: float) -> StageCosts:
-        """Multiply every cost by ``share``."""
-        return StageCosts(
-            F=self.F * share,
-            I=self.I * share,
-            W=self.W * share,
-            B=None if self.B is None else self.B * share,
-            R=None if self.R is None else self.R * share,
-            act=self.act * share,
-            act_w=self.act_w * share,
-        )
+        """Multiply every time and size by ``share``."""
+        values = {name: getattr(self, name) for name in SIZE_NAMES}
+        return dataclasses.replace(self, **{name: value * share for name, value in values.items() if value is not None})
+
+
+SIZE_NAMES = tuple(field.name for field in dataclasses.fields(StageCosts) if field.name != "microbatch_scale")
+"""The fields of `StageCosts` that are one number."""
+
+_TIME_NAMES = {"F": "F", "I": "I", "W": "W", "B": "full_backward", "R": "recompute"} | {
+    name.upper(): name for name in ("unshard", "reshard", "reduce_grad", "opt", "validate")
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Link:
+    """How fast one directed edge between two ranks is; ``None`` means as fast as the others.
+
+    Attributes:
+        latency: of a transfer, in place of `Costs.p2p`.
+        bandwidth: bytes per unit of time, in place of `Costs.bandwidth`.
+
+    Raises:
+        ConfigError: a value is negative or not finite, or the bandwidth is 0.
+    """
+
+    latency: float | None = None
+    bandwidth: float | None = None
+
+    def __post_init__(self) -> None:
+        check_size("latency", self.latency)
+        _check_positive("bandwidth", self.bandwidth)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +136,12 @@ class Costs:
         message_bytes: bytes of one transfer; each occupies its edge for ``message_bytes / bandwidth``.
         host_cores: this many cores are shared evenly by the compute ops that run at one time, none of which uses more
             than one; transfers use none. ``None`` means a core for every rank.
+        links: (source rank, destination rank) → the speed of that edge, where it is not that of all.
+        rank_speed: per rank, how fast it computes: an op takes its time divided by this. Empty: 1 for each.
+        overlap: an overlapped pair takes this times the sum of its two parts.
+
+    Raises:
+        ConfigError: a value is negative, not finite, or missing; the message names it.
     """
 
     stages: tuple[StageCosts, ...]
@@ -103,16 +150,26 @@ class Costs:
     bandwidth: float | None = None
     message_bytes: float = 0.0
     host_cores: float | None = None
+    links: Mapping[tuple[int, int], Link] = dataclasses.field(default_factory=dict, hash=False)
+    rank_speed: tuple[float, ...] = ()
+    overlap: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_size("p2p", self.p2p)
-        _check_size("message_bytes", self.message_bytes)
-        for name, value in (("bandwidth", self.bandwidth), ("host_cores", self.host_cores)):
-            _check_size(name, value)
-            if value == 0:
-                raise ConfigError(f"{name} must be positive; leave it out for no limit")
-        if (self.bandwidth is None) != (self.message_bytes == 0):
+        check_size("p2p", self.p2p)
+        check_size("message_bytes", self.message_bytes)
+        check_sizes("rank_speed", self.rank_speed)
+        for name in ("bandwidth", "host_cores", "overlap"):
+            _check_positive(name, getattr(self, name))
+        for speed in self.rank_speed:
+            _check_positive("rank_speed", speed)
+        limited = self.bandwidth is not None or any(link.bandwidth is not None for link in self.links.values())
+        if limited != (self.message_bytes > 0):
             raise ConfigError("bandwidth and message_bytes belong together: give both, or neither")
+        for source, destination in self.links:
+            if source == destination or min(source, destination) < 0:
+                raise ConfigError(f"a link leads from one rank to another, not from {source} to {destination}")
+        object.__setattr__(self, "links", dict(self.links))
+        object.__setattr__(self, "rank_speed", tuple(self.rank_speed))
 
     @classmethod
     def per_rank(
@@ -128,13 +185,40 @@ class Costs:
         act: float = 1.0,
         act_w: float = 0.0,
         host_cores: float | None = None,
+        *,
+        act_kept: float = 0.0,
+        unshard: float = 0.0,
+        reshard: float = 0.0,
+        reduce_grad: float = 0.0,
+        opt: float = 0.0,
+        validate: float = 0.0,
+        microbatch_scale: Sequence[float] = (),
+        links: Mapping[tuple[int, int], Link] | None = None,
+        rank_speed: Sequence[float] = (),
+        overlap: float = 1.0,
     ) -> Costs:
         """Costs of a rank's whole share of one microbatch, spread evenly over the stages that stand on it.
 
         The arguments are those of `StageCosts` and `Costs`.
         """
-        share = StageCosts(F=F, I=I, W=W, B=B, R=R, act=act, act_w=act_w)
-        return cls((share,), True, p2p, bandwidth, message_bytes, host_cores)
+        share = StageCosts(
+            F=F,
+            I=I,
+            W=W,
+            B=B,
+            R=R,
+            act=act,
+            act_w=act_w,
+            act_kept=act_kept,
+            unshard=unshard,
+            reshard=reshard,
+            reduce_grad=reduce_grad,
+            opt=opt,
+            validate=validate,
+            microbatch_scale=tuple(microbatch_scale),
+        )
+        transfers = (p2p, bandwidth, message_bytes, host_cores, links or {})
+        return cls((share,), True, *transfers, tuple(rank_speed), overlap)
 
     @classmethod
     def per_stage(
@@ -144,72 +228,88 @@ class Costs:
         bandwidth: float | None = None,
         message_bytes: float = 0.0,
         host_cores: float | None = None,
+        *,
+        links: Mapping[tuple[int, int], Link] | None = None,
+        rank_speed: Sequence[float] = (),
+        overlap: float = 1.0,
     ) -> Costs:
         """Costs stage by stage; ``stages[s]`` is stage ``s``."""
-        return cls(tuple(stages), False, p2p, bandwidth, message_bytes, host_cores)
+        transfers = (p2p, bandwidth, message_bytes, host_cores, links or {})
+        return cls(tuple(stages), False, *transfers, tuple(rank_speed), overlap)
 
     @classmethod
     def parse(cls, text: str) -> Costs:
         """Costs per rank from ``"F=1,I=1,W=1,p2p=0,act=1,act_w=0.37"``; the names are the arguments of `per_rank`.
 
+        ``rank_speed`` and ``microbatch_scale`` are lists: ``rank_speed=1:1:0.5:1``. Of the times give F, I and W, and
+        B where it is not I + W; or F and B, of which I and W are then the halves; or none, and F = I = W = 1.
+
         Raises:
-            ConfigError: an item is malformed, unknown or given twice; the message names it.
+            ConfigError: an item is malformed, unknown, missing or given twice; the message names it.
         """
-        items = [item.strip() for item in text.split(",") if item.strip()]
-        pairs = [_split_item(item) for item in items]
-        repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        if repeated:
-            raise ConfigError(f"costs: {repeated[0]!r} is given more than once")
-        return _from_mapping(dict(pairs))
+        from pipert.costs_text import parse
+
+        return parse(text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Costs:
-        """Costs from a TOML file: the transfer values at its top, then one ``[[stage]]`` table for each stage.
+        """Costs from a TOML file. Its names are the arguments of `per_rank`, for a rank's whole share.
 
-        ``p2p``, ``bandwidth``, ``message_bytes`` and ``host_cores`` stand at the top, ``F``, ``I``, ``W``, ``B``,
-        ``R``, ``act`` and ``act_w`` in the tables. Without tables, all of them stand at the top and are per rank.
+        Where stages differ, each has a ``[[stage]]`` table with the names of `StageCosts`, and only what is common to
+        all stands at the top: ``p2p``, ``bandwidth``, ``message_bytes``, ``host_cores``, ``rank_speed``, ``overlap``
+        and, unless the tables have their own, ``microbatch_scale``. An edge with another speed has a ``[[link]]``
+        table: ``src`` and ``dst`` (ranks), ``latency`` and ``bandwidth``.
 
         Raises:
-            ConfigError: the file cannot be read, is not TOML, or holds something else than the above.
+            ConfigError: the file cannot be read, is not TOML, or holds something else than the above, or too little.
         """
-        try:
-            with open(path, "rb") as file:
-                values: dict[str, Any] = tomllib.load(file)
-        except OSError as error:
-            raise ConfigError(f"cannot read costs file {os.fspath(path)!r}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"costs file {os.fspath(path)!r} is not TOML: {error}") from error
-        try:
-            return _from_tables(values)
-        except ConfigError as error:
-            raise ConfigError(f"costs file {os.fspath(path)!r}: {error}") from error
+        from pipert.costs_text import load
+
+        return load(path)
 
     @property
     def occupancy(self) -> float:
-        """The time for which one transfer occupies its edge."""
+        """The time for which one transfer occupies its edge, on edges that have no link of their own."""
         return 0.0 if self.bandwidth is None else self.message_bytes / self.bandwidth
+
+    def transfer(self, source: int, destination: int) -> tuple[float, float]:
+        """Return (latency, occupancy) of one transfer from rank to rank."""
+        link = self.links.get((source, destination), Link())
+        latency = self.p2p if link.latency is None else link.latency
+        return latency, self.occupancy if link.bandwidth is None else self.message_bytes / link.bandwidth
 
     def for_plan(self, plan: Plan | Program) -> tuple[StageCosts, ...]:
         """Spread the costs over the stages of ``plan``. A rank's share goes to its chunks of the first path.
 
         Raises:
-            ConfigError: the costs are per stage and the plan has another number of stages.
+            ConfigError: the costs are for other numbers of stages, ranks or microbatches than the plan's.
         """
+        where = f"plan {plan.name!r}"
+        if self.rank_speed and len(self.rank_speed) != plan.num_ranks:
+            raise ConfigError(f"rank_speed is for {len(self.rank_speed)} ranks, but {where} has {plan.num_ranks}")
+        for source, destination in self.links:
+            if max(source, destination) >= plan.num_ranks:
+                raise ConfigError(
+                    f"a link leads from rank {source} to rank {destination}, but {where} has {plan.num_ranks} ranks"
+                )
+        for stage in self.stages:
+            scale = stage.microbatch_scale
+            if scale and len(scale) != plan.num_microbatches:
+                raise ConfigError(
+                    f"microbatch_scale is for {len(scale)} microbatches, but {where} has {plan.num_microbatches}"
+                )
         if self.whole_rank:
             path = plan.paths[0]
             chunks = Counter(path)
             shares = {rank: self.stages[0].scaled(1 / count) for rank, count in chunks.items()}
             return tuple(shares[rank] for rank in path)
         if len(self.stages) != plan.num_stages:
-            raise ConfigError(f"costs are for {len(self.stages)} stages, but plan {plan.name!r} has {plan.num_stages}")
+            raise ConfigError(f"costs are for {len(self.stages)} stages, but {where} has {plan.num_stages}")
         return self.stages
 
 
-_STAGE_NAMES = tuple(field.name for field in dataclasses.fields(StageCosts))
-_TRANSFER_NAMES = ("p2p", "bandwidth", "message_bytes", "host_cores")
-
-
-def _check_size(name: str, value: object) -> None:
+def check_size(name: str, value: object) -> None:
+    """Refuse a value that is neither None nor a finite number from 0 on."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -218,37 +318,15 @@ def _check_size(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be finite and not negative, not {value!r}")
 
 
-def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else f"; known are {', '.join(known)}"
-            raise ConfigError(f"unknown cost {name!r}{hint}")
+def check_sizes(name: str, values: object) -> None:
+    """Refuse a value that is not a list of finite numbers from 0 on."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ConfigError(f"{name} must be a list of numbers, not {values!r}")
+    for index, value in enumerate(values):
+        check_size(f"{name}[{index}]", "nothing" if value is None else value)
 
 
-def _split_item(item: str) -> tuple[str, float]:
-    name, equals, value = item.partition("=")
-    if not equals:
-        raise ConfigError(f"costs: {item!r} is not NAME=NUMBER")
-    try:
-        return name.strip(), float(value)
-    except ValueError:
-        raise ConfigError(f"costs: {value.strip()!r} in {item!r} is not a number") from None
-
-
-def _from_mapping(values: Mapping[str, Any]) -> Costs:
-    _check_names(tuple(values), _STAGE_NAMES + _TRANSFER_NAMES)
-    return Costs.per_rank(**values)
-
-
-def _from_tables(values: Mapping[str, Any]) -> Costs:
-    if "stage" not in values:
-        return _from_mapping(values)
-    tables = values["stage"]
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError("'stage' must be [[stage]] tables")
-    transfer = {name: value for name, value in values.items() if name != "stage"}
-    _check_names(tuple(transfer), _TRANSFER_NAMES)
-    for table in tables:
-        _check_names(tuple(table), _STAGE_NAMES)
-    return Costs.per_stage([StageCosts(**table) for table in tables], **transfer)
+def _check_positive(name: str, value: float | None) -> None:
+    check_size(name, value)
+    if value == 0:
+        raise ConfigError(f"{name} must be positive; leave it out where it limits nothing")

@@ -10,14 +10,15 @@ from array import array
 from typing import TYPE_CHECKING
 
 from pipert import _core
-from pipert.costs import Costs, StageCosts
+from pipert.costs import Costs, Link, StageCosts
+from pipert.ops import OpKind
 from pipert.trace.report import Report, measure
 from pipert.trace.trace import Trace
 
 if TYPE_CHECKING:
     from pipert.plan import Plan
 
-__all__ = ["Costs", "Report", "StageCosts", "simulate"]
+__all__ = ["Costs", "Link", "Report", "StageCosts", "simulate"]
 
 
 def simulate(plan: Plan, costs: Costs) -> Report:
@@ -28,18 +29,26 @@ def simulate(plan: Plan, costs: Costs) -> Report:
     the start and the end of every op, in the unit of the costs.
 
     Raises:
-        ConfigError: the costs are per stage, and the plan has another number of stages.
+        ConfigError: the costs are for other numbers of stages, ranks or microbatches than the plan's.
     """
+    start, end = _core.simulate(plan.native, clock_costs(plan, costs))
+    return measure(Trace(plan, array("d", start), array("d", end)), costs)
+
+
+def clock_costs(plan: Plan, costs: Costs) -> _core.ClockCosts:
+    """Give the costs of a plan's ops in the form that the core takes."""
     stages = costs.for_plan(plan)
-    start, end = _core.simulate(
-        plan.native,
-        F=[stage.F for stage in stages],
-        I=[stage.I for stage in stages],
-        W=[stage.W for stage in stages],
-        B=[stage.full_backward for stage in stages],
-        R=[stage.recompute for stage in stages],
+    scale: list[float] = []
+    if any(stage.microbatch_scale for stage in stages):
+        for stage in stages:
+            scale += stage.microbatch_scale or (1.0,) * plan.num_microbatches
+    return _core.ClockCosts(
+        times={kind.text: [stage.time_of(kind) for stage in stages] for kind in OpKind},
+        scale=scale,
+        rank_speed=costs.rank_speed,
+        overlap=costs.overlap,
         latency=costs.p2p,
         occupancy=costs.occupancy,
+        links=[(*edge, *costs.transfer(*edge)) for edge in costs.links],
         host_cores=costs.host_cores or 0.0,
     )
-    return measure(Trace(plan, array("d", start), array("d", end)), costs)

@@ -1,7 +1,10 @@
 #include <pybind11/stl.h>
 
+#include <map>
 #include <span>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -35,17 +38,32 @@ std::span<const double> as_column(const char* name, const py::buffer_info& info,
   return {static_cast<const double*>(info.ptr), static_cast<size_t>(info.size)};
 }
 
+using Link = std::tuple<int32_t, int32_t, double, double>;  // source, destination, latency, occupancy
+
+ClockCosts make_costs(const std::map<std::string, std::vector<double>>& times, std::vector<double> scale,
+                      std::vector<double> rank_speed, double overlap, double latency, double occupancy,
+                      const std::vector<Link>& links, double host_cores) {
+  ClockCosts costs{.times = {},
+                   .scale = std::move(scale),
+                   .rank_speed = std::move(rank_speed),
+                   .overlap = overlap,
+                   .edge = {latency, occupancy},
+                   .links = {},
+                   .host_cores = host_cores,
+                   .jitter = {}};
+  for (const auto& [text, column] : times) {
+    const auto kind = find_op_kind(text);
+    if (!kind) throw ConfigError("no op kind has the text " + text);
+    costs.times[static_cast<size_t>(*kind)] = column;
+  }
+  for (const auto& [source, destination, link_latency, link_occupancy] : links) {
+    costs.links.push_back({source, destination, {link_latency, link_occupancy}});
+  }
+  return costs;
+}
+
 // (start, end) as bytes of doubles, one per op. The GIL is released while the clock runs.
-py::tuple simulate_plan(const Plan& plan, PerStage F, PerStage I, PerStage W, PerStage B, PerStage R, double latency,
-                        double occupancy, double host_cores) {
-  const auto num_stages = static_cast<size_t>(plan.num_stages);
-  for (const auto& [name, values] : {std::pair{"F", &F}, {"I", &I}, {"W", &W}, {"B", &B}, {"R", &R}}) {
-    check_size(name, values->size(), num_stages);
-  }
-  ClockCosts costs{{}, latency, occupancy, host_cores};
-  for (size_t stage = 0; stage < num_stages; ++stage) {
-    costs.stages.push_back({F[stage], B[stage], I[stage], W[stage], R[stage]});
-  }
+py::tuple simulate_plan(const Plan& plan, const ClockCosts& costs) {
   Timeline timeline;
   {
     py::gil_scoped_release release;
@@ -55,15 +73,18 @@ py::tuple simulate_plan(const Plan& plan, PerStage F, PerStage I, PerStage W, Pe
 }
 
 // The GIL is released while the columns are read; their buffers are held meanwhile.
-py::dict measure_columns(const Plan& plan, const py::buffer& start, const py::buffer& end, PerStage act,
-                         PerStage act_w) {
+py::dict measure_columns(const Plan& plan, const py::buffer& start, const py::buffer& end, PerStage act, PerStage act_w,
+                         PerStage act_kept) {
   const py::buffer_info start_info = start.request(), end_info = end.request();
   const auto start_column = as_column("start", start_info, plan.num_ops());
   const auto end_column = as_column("end", end_info, plan.num_ops());
   check_size("act", act.size(), plan.num_stages);
   check_size("act_w", act_w.size(), plan.num_stages);
+  check_size("act_kept", act_kept.size(), plan.num_stages);
   std::vector<StageMemory> memory;
-  for (size_t stage = 0; stage < act.size(); ++stage) memory.push_back({act[stage], act_w[stage]});
+  for (size_t stage = 0; stage < act.size(); ++stage) {
+    memory.push_back({act[stage], act_w[stage], act_kept[stage]});
+  }
   Figures figures;
   {
     py::gil_scoped_release release;
@@ -86,11 +107,16 @@ py::dict measure_columns(const Plan& plan, const py::buffer& start, const py::bu
 }  // namespace
 
 void bind_sim(py::module_& m) {
-  m.def("simulate", &simulate_plan, py::arg("plan"), py::kw_only(), py::arg("F"), py::arg("I"), py::arg("W"),
-        py::arg("B"), py::arg("R"), py::arg("latency"), py::arg("occupancy"), py::arg("host_cores"),
-        "Start and end of every op on the virtual clock, as bytes of doubles; F to R hold one time per stage.");
+  py::class_<ClockCosts>(m, "ClockCosts", "What ops cost, as small tables.")
+      .def(py::init(&make_costs), py::kw_only(), py::arg("times"), py::arg("scale"), py::arg("rank_speed"),
+           py::arg("overlap"), py::arg("latency"), py::arg("occupancy"), py::arg("links"), py::arg("host_cores"),
+           "times: op kind's text to one time per stage; scale: per (stage, microbatch) or empty; rank_speed: per rank "
+           "or empty; links: (source, destination, latency, occupancy) of edges that are not like the others.");
+  m.def("simulate", &simulate_plan, py::arg("plan"), py::arg("costs"),
+        "Start and end of every op on the virtual clock, as bytes of doubles.");
   m.def("measure", &measure_columns, py::arg("plan"), py::arg("start"), py::arg("end"), py::arg("act"),
-        py::arg("act_w"), "The figures of a timeline, per rank; start and end are buffers of doubles, one per op.");
+        py::arg("act_w"), py::arg("act_kept"),
+        "The figures of a timeline, per rank; start and end are buffers of doubles, one per op.");
 }
 
 }  // namespace pipert::bindings

@@ -4,7 +4,6 @@
 #include <functional>
 #include <limits>
 #include <queue>
-#include <string>
 #include <utility>
 
 #include "core/error.h"
@@ -12,33 +11,9 @@
 namespace pipert {
 namespace {
 
-double compute_time(const std::vector<StageTimes>& stages, OpKind kind, int32_t stage) {
-  const StageTimes& times = stages[stage];
-  switch (kind) {
-    case OpKind::FORWARD:
-      return times.forward;
-    case OpKind::BACKWARD:
-      return times.backward;
-    case OpKind::INPUT_GRAD:
-      return times.input_grad;
-    case OpKind::WEIGHT_GRAD:
-      return times.weight_grad;
-    case OpKind::RECOMPUTE:
-      return times.recompute;
-    default:
-      throw Error("no cost is known for an op of this kind");
-  }
-}
-
-double op_time(const ClockCosts& costs, const Op& op) {
-  double total = 0;
-  for (const ComputePart& part : op.compute_parts()) total += compute_time(costs.stages, part.kind, part.stage);
-  return total;
-}
-
 // Enough cores for every rank. Dependencies point to smaller rows, so one pass over the rows meets every end before
 // it is needed; a SEND's row is followed by its RECV's.
-Timeline run_in_row_order(const Plan& plan, const ClockCosts& costs) {
+Timeline run_in_row_order(const Plan& plan, const OpTimes& times) {
   const int32_t num_ops = plan.num_ops();
   Timeline timeline{std::vector<double>(num_ops), std::vector<double>(num_ops)};
   std::vector<double> lane_free(plan.lanes.size(), 0.0);
@@ -49,30 +24,33 @@ Timeline run_in_row_order(const Plan& plan, const ClockCosts& costs) {
   for (int32_t op = 0; op < num_ops; ++op) {
     double& free_at = lane_free[plan.op_lane[op]];
     const double ready = latest_dep(op, free_at);
-    if (plan.lane_of_op(op).kind == LaneKind::COMPUTE) {
+    if (plan.lane_of_op(op).kind != LaneKind::SEND) {
       timeline.start[op] = ready;
-      timeline.end[op] = free_at = ready + op_time(costs, plan.ops[op]);
+      timeline.end[op] = free_at = ready + times.local(op);
       continue;
     }
     // The SEND's lane and the RECV's are the two ends of one edge and are always equally far.
     const int32_t recv = op + 1;
     const double start = latest_dep(recv, ready);
-    free_at = start + costs.occupancy;
+    const auto [latency, occupancy] = times.transfer(op);
+    free_at = start + occupancy;
     timeline.start[op] = timeline.start[recv] = start;
     timeline.end[op] = free_at;
-    timeline.end[recv] = free_at + costs.latency;
+    timeline.end[recv] = free_at + latency;
     op = recv;
   }
   return timeline;
 }
 
 // Fewer cores than ranks: fluid processor sharing, event by event. All running compute ops progress at one common rate,
-// so each is given the reading of a shared progress meter at which it will be done; transfers live on the real clock.
+// so each is given the reading of a shared progress meter at which it will be done; transfers and collectives live on
+// the real clock.
 class SharedCores {
  public:
-  SharedCores(const Plan& plan, const ClockCosts& costs)
+  SharedCores(const Plan& plan, const OpTimes& times, double host_cores)
       : plan_(plan),
-        costs_(costs),
+        times_(times),
+        host_cores_(host_cores),
         timeline_{std::vector<double>(plan.num_ops()), std::vector<double>(plan.num_ops())},
         edge_free_(plan.lanes.size(), 0.0) {
     link();
@@ -84,7 +62,7 @@ class SharedCores {
     }
     int32_t num_ended = 0;
     for (start_ready(); !running_.empty() || !in_flight_.empty(); start_ready()) {
-      const double rate = std::min(1.0, costs_.host_cores / static_cast<double>(std::max<size_t>(1, running_.size())));
+      const double rate = std::min(1.0, host_cores_ / static_cast<double>(std::max<size_t>(1, running_.size())));
       const double compute_done =
           running_.empty() ? kNever : now_ + std::max(0.0, running_.top().first - progress_) / rate;
       const double transfer_done = in_flight_.empty() ? kNever : in_flight_.top().first;
@@ -114,6 +92,7 @@ class SharedCores {
   static constexpr double kNever = std::numeric_limits<double>::infinity();
 
   bool is_compute(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::COMPUTE; }
+  bool is_send(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::SEND; }
   bool is_recv(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::RECV; }
   // A transfer starts as one, and then counts as its SEND.
   int32_t starts_with(int32_t op) const { return is_recv(op) ? plan_.partner_of(op) : op; }
@@ -147,10 +126,10 @@ class SharedCores {
     if (--waits_for_[op] == 0) ready_.push_back(op);
   }
 
-  // The next compute op waits for this one's end; the next transfer on an edge only for this one's start, and then for
-  // the edge to be free.
+  // The next op of a lane waits for this one's end; the next transfer on an edge only for this one's start, and then
+  // for the edge to be free.
   void release(int32_t op) {
-    if (is_compute(op)) release_lane(op);
+    if (!is_send(op) && !is_recv(op)) release_lane(op);
     for (int32_t i = waiter_offsets_[op]; i < waiter_offsets_[op + 1]; ++i) satisfy_one(waiters_[i]);
   }
 
@@ -164,14 +143,21 @@ class SharedCores {
       ready_.pop_back();
       if (is_compute(op)) {
         timeline_.start[op] = now_;
-        running_.emplace(progress_ + op_time(costs_, plan_.ops[op]), op);
+        running_.emplace(progress_ + times_.local(op), op);
+        continue;
+      }
+      if (!is_send(op)) {
+        timeline_.start[op] = now_;
+        timeline_.end[op] = now_ + times_.local(op);
+        in_flight_.emplace(timeline_.end[op], op);
         continue;
       }
       const int32_t recv = plan_.partner_of(op);
       double& edge_free = edge_free_[plan_.op_lane[op]];
       timeline_.start[op] = timeline_.start[recv] = std::max(now_, edge_free);
-      timeline_.end[op] = edge_free = timeline_.start[op] + costs_.occupancy;
-      timeline_.end[recv] = edge_free + costs_.latency;
+      const auto [latency, occupancy] = times_.transfer(op);
+      timeline_.end[op] = edge_free = timeline_.start[op] + occupancy;
+      timeline_.end[recv] = edge_free + latency;
       in_flight_.emplace(timeline_.end[op], op);
       in_flight_.emplace(timeline_.end[recv], recv);
       release_lane(op);
@@ -179,14 +165,15 @@ class SharedCores {
   }
 
   const Plan& plan_;
-  const ClockCosts& costs_;
+  const OpTimes& times_;
+  double host_cores_;
   Timeline timeline_;
   std::vector<double> edge_free_;  // per send lane
   std::vector<int32_t> waits_for_;
   std::vector<int32_t> waiter_offsets_, waiters_;
   std::vector<int32_t> ready_;
   EventQueue running_;    // by the progress at which they are done
-  EventQueue in_flight_;  // SENDs and RECVs, by the time at which they end
+  EventQueue in_flight_;  // SENDs, RECVs and collectives, by the time at which they end
   double now_ = 0;
   double progress_ = 0;  // compute time that an op running since 0 would have got
 };
@@ -194,12 +181,11 @@ class SharedCores {
 }  // namespace
 
 Timeline simulate(const Plan& plan, const ClockCosts& costs) {
-  if (costs.stages.size() != static_cast<size_t>(plan.num_stages)) {
-    throw ConfigError("costs are for " + std::to_string(costs.stages.size()) + " stages, but the plan has " +
-                      std::to_string(plan.num_stages));
+  const OpTimes times(plan, costs);
+  if (costs.host_cores > 0 && costs.host_cores < plan.num_ranks) {
+    return SharedCores(plan, times, costs.host_cores).run();
   }
-  if (costs.host_cores > 0 && costs.host_cores < plan.num_ranks) return SharedCores(plan, costs).run();
-  return run_in_row_order(plan, costs);
+  return run_in_row_order(plan, times);
 }
 
 }  // namespace pipert

@@ -33,7 +33,7 @@ struct MemoryChange {
 MemoryChange change_of(const Op& op, const Lives& lives, std::span<const StageMemory> memory) {
   MemoryChange change;
   for (const auto& [kind, stage, microbatch] : op.compute_parts()) {
-    const auto [held, held_after_i] = memory[stage];
+    const auto [held, held_after_i, held_after_w] = memory[stage];
     switch (kind) {
       case OpKind::FORWARD:
         if (lives.recomputed[lives.index(stage, microbatch)]) break;
@@ -47,10 +47,10 @@ MemoryChange change_of(const Op& op, const Lives& lives, std::span<const StageMe
         change.at_end -= held - held_after_i;
         break;
       case OpKind::WEIGHT_GRAD:
-        change.at_end -= held_after_i;
+        change.at_end -= held_after_i - held_after_w;
         break;
       case OpKind::BACKWARD:
-        change.at_end -= held;
+        change.at_end -= held - held_after_w;
         break;
       default:
         break;

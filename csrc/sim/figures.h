@@ -12,6 +12,7 @@ namespace pipert {
 struct StageMemory {
   double held;          // from the start of F (of R, where it is recomputed) to the end of I
   double held_after_i;  // the part that stays until the end of W
+  double held_after_w;  // the part of that that stays until the end of the step
 };
 
 struct RankFigures {

@@ -12,7 +12,7 @@ def peak_activation(program: Program, costs: Costs) -> tuple[float, ...]:
     """Compute the most that each rank holds at one time, in the unit of the costs' ``act``.
 
     An activation is held from the start of F (of R, where it is recomputed) to the end of I, the part ``act_w`` on to
-    the end of W; a full backward frees all at its end.
+    the end of W, and ``act_kept`` to the end; a full backward is I and W at once.
     """
     stages = costs.for_plan(program)
     recomputed = {
@@ -54,7 +54,7 @@ def _change(part: Op, stages: tuple[StageCosts, ...]) -> float:
         OpKind.FORWARD: cost.act,
         OpKind.RECOMPUTE: cost.act,
         OpKind.INPUT_GRAD: cost.act_w - cost.act,
-        OpKind.WEIGHT_GRAD: -cost.act_w,
-        OpKind.BACKWARD: -cost.act,
+        OpKind.WEIGHT_GRAD: cost.act_kept - cost.act_w,
+        OpKind.BACKWARD: cost.act_kept - cost.act,
     }
     return changes[part.kind]

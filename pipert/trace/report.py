@@ -117,7 +117,12 @@ def measure(trace: Trace, costs: Costs | None = None) -> Report:
         )
     stages = costs.for_plan(trace.plan)
     figures = _core.measure(
-        trace.plan.native, trace.start, trace.end, [stage.act for stage in stages], [stage.act_w for stage in stages]
+        trace.plan.native,
+        trace.start,
+        trace.end,
+        act=[stage.act for stage in stages],
+        act_w=[stage.act_w for stage in stages],
+        act_kept=[stage.act_kept for stage in stages],
     )
     return Report(
         makespan=figures["makespan"],

@@ -7,8 +7,6 @@ from array import array
 from collections.abc import Mapping
 
 from pipert.costs import Costs, StageCosts
-from pipert.ir import Op
-from pipert.ops import LaneKind, OpKind
 from pipert.plan import Plan
 from pipert.sim import Report, simulate
 from pipert.trace import Trace, measure
@@ -39,16 +37,6 @@ def _serial(plan: Plan, costs: Costs) -> Report:
     now = 0.0
     for op in plan.ops:
         start.append(now)
-        now += sum(_cost(part, stages[part.stage]) for part in op.unpacked) if op.kind.lane is LaneKind.COMPUTE else 0.0
+        now += sum(stages[part.stage].time_of(part.kind) for part in op.unpacked)
         end.append(now)
     return measure(Trace(plan, start, end), costs)
-
-
-def _cost(op: Op, costs: StageCosts) -> float:
-    return {
-        OpKind.FORWARD: costs.F,
-        OpKind.BACKWARD: costs.full_backward,
-        OpKind.INPUT_GRAD: costs.I,
-        OpKind.WEIGHT_GRAD: costs.W,
-        OpKind.RECOMPUTE: costs.recompute,
-    }[op.kind]

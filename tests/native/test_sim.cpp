@@ -16,12 +16,17 @@ bool near(double value, double expected) { return std::abs(value - expected) < 1
 
 // Forward 1, backward 2, on every stage.
 ClockCosts costs_of(const Plan& plan, double latency, double occupancy, double host_cores) {
-  return {std::vector<StageTimes>(plan.num_stages, {1, 2, 1, 1, 1}), latency, occupancy, host_cores};
+  ClockCosts costs;
+  costs.times[static_cast<size_t>(OpKind::FORWARD)].assign(plan.num_stages, 1);
+  costs.times[static_cast<size_t>(OpKind::BACKWARD)].assign(plan.num_stages, 2);
+  costs.edge = {latency, occupancy};
+  costs.host_cores = host_cores;
+  return costs;
 }
 
 Figures run(const Plan& plan, const ClockCosts& costs) {
   const Timeline timeline = simulate(plan, costs);
-  const std::vector<StageMemory> memory(plan.num_stages, {1, 0});
+  const std::vector<StageMemory> memory(plan.num_stages, {1, 0, 0});
   return measure(plan, timeline.start, timeline.end, memory);
 }
 
@@ -55,10 +60,28 @@ void test_one_core_for_all() {
   EXPECT(near(almost_enough, run(plan, costs_of(plan, 0.5, 0, 4)).makespan));
 }
 
-void test_costs_for_other_stages() {
+void test_a_slow_rank_and_a_slow_link() {
+  const Plan plan = HandPlan::chain(2, 1);
+  for (const double host_cores : {0.0, 1.0}) {  // one microbatch: a core is all that is ever used
+    ClockCosts costs = costs_of(plan, 0.25, 0, host_cores);
+    costs.rank_speed = {1, 0.5};
+    costs.links = {{0, 1, {3, 0.5}}, {5, 6, {9, 9}}};
+    costs.scale = {1, 10};
+    EXPECT(near(run(plan, costs).makespan, 1 + 3.5 + 10 * 2 * (1 + 2) + 0.25 + 2));
+    costs.jitter.assign(plan.num_ops(), 1);
+    costs.jitter[HandPlan::find(plan, "0F0")] = 2;
+    costs.jitter[HandPlan::find(plan, "0SEND_F0")] = 3;
+    EXPECT(near(run(plan, costs).makespan, 2 + 3 * 3.5 + 10 * 2 * (1 + 2) + 0.25 + 2));
+  }
+}
+
+void test_costs_of_other_sizes() {
   const Plan plan = HandPlan::chain(3, 1);
-  EXPECT_THROWS(ConfigError, simulate(plan, {std::vector<StageTimes>(2)}),
-                "costs are for 2 stages, but the plan has 3");
+  ClockCosts costs = costs_of(plan, 0, 0, 0);
+  costs.rank_speed = {1};
+  EXPECT_THROWS(ConfigError, simulate(plan, costs), "the ranks' speed has 1 entries, expected 3");
+  costs.times[static_cast<size_t>(OpKind::FORWARD)] = {1};
+  EXPECT_THROWS(ConfigError, simulate(plan, costs), "the cost of F has 1 entries, expected 3");
 }
 
 }  // namespace
@@ -67,5 +90,6 @@ int main() {
   test_gpipe();
   test_transfers_take_time();
   test_one_core_for_all();
-  test_costs_for_other_stages();
+  test_a_slow_rank_and_a_slow_link();
+  test_costs_of_other_sizes();
 }

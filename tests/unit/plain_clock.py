@@ -10,13 +10,25 @@ import re
 from pipert import Costs, Plan
 
 
-def op_cost(text: str, stages) -> float:
-    """The time of a compute op; a pair is the sum of its parts."""
+def op_cost(text: str, costs: Costs, stages, rank: int) -> float:
+    """The time of a compute op on its rank; a pair is the sum of its parts, times the overlap."""
     total = 0.0
-    for stage, kind in re.findall(r"(\d+)([FBIWR])\d+", text):
+    for stage, kind, microbatch in re.findall(r"(\d+)([FBIWR])(\d+)", text):
         cost = stages[int(stage)]
-        total += {"F": cost.F, "B": cost.full_backward, "I": cost.I, "W": cost.W, "R": cost.recompute}[kind]
-    return total
+        time = {"F": cost.F, "B": cost.full_backward, "I": cost.I, "W": cost.W, "R": cost.recompute}[kind]
+        total += time * (cost.microbatch_scale[int(microbatch)] if cost.microbatch_scale else 1)
+    total *= costs.overlap if "OVERLAP" in text else 1
+    return total / (costs.rank_speed[rank] if costs.rank_speed else 1)
+
+
+def transfer_times(costs: Costs, source: int, destination: int) -> tuple[float, float]:
+    """(latency, time for which the edge is occupied)."""
+    latency, bandwidth = costs.p2p, costs.bandwidth
+    if (source, destination) in costs.links:
+        link = costs.links[source, destination]
+        latency = latency if link.latency is None else link.latency
+        bandwidth = bandwidth if link.bandwidth is None else link.bandwidth
+    return latency, costs.message_bytes / bandwidth if bandwidth else 0.0
 
 
 def run(plan: Plan, costs: Costs) -> tuple[list[float], list[float]]:
@@ -52,12 +64,13 @@ def run(plan: Plan, costs: Costs) -> tuple[list[float], list[float]]:
                     if not all(ended(dep) for dep in deps[recv]):
                         continue
                     start[op] = start[recv] = now
-                    occupied[lane] = end[op] = now + (costs.message_bytes / costs.bandwidth if costs.bandwidth else 0.0)
-                    end[recv] = end[op] + costs.p2p
+                    latency, occupancy = transfer_times(costs, plan.lanes[lane].rank, plan.lanes[lane].peer)
+                    occupied[lane] = end[op] = now + occupancy
+                    end[recv] = end[op] + latency
                     cursor[other] += 1
                 else:
                     start[op] = now
-                    remaining[op] = op_cost(plan.op_text[op], stages)
+                    remaining[op] = op_cost(plan.op_text[op], costs, stages, plan.lanes[lane].rank)
                 cursor[lane] += 1
                 moved = True
         rate = 1.0 if costs.host_cores is None else min(1.0, costs.host_cores / max(1, len(remaining)))

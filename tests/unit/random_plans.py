@@ -7,7 +7,7 @@ import random
 import pipert
 from pipert import Costs, Plan, PlanError
 from pipert.ir import Op, Program
-from pipert.sim import StageCosts
+from pipert.sim import Link, StageCosts
 
 
 def random_program(rng: random.Random) -> Program:
@@ -61,18 +61,28 @@ def random_plans(seed: int, count: int) -> list[Plan]:
     return plans
 
 
-def random_costs(rng: random.Random, num_stages: int, *, bandwidth: bool = False, cores: float | None = None) -> Costs:
-    """Costs with a full backward that is not I + W, a recomputation that is not F, and parts held from I to W."""
+def random_costs(rng: random.Random, plan: Plan, *, bandwidth: bool = False, cores: float | None = None) -> Costs:
+    """Costs in which nothing follows from anything else, and ranks, links and microbatches differ."""
 
     def stage() -> StageCosts:
         act = rng.uniform(0.5, 2)
+        act_w = act * rng.random()
         times = {kind: rng.uniform(0.2, 2) for kind in "FIWBR"}
-        return StageCosts(**times, act=act, act_w=act * rng.random())
+        scale = [rng.uniform(0.5, 2) for _ in range(plan.num_microbatches)] if rng.random() < 0.7 else []
+        return StageCosts(**times, act=act, act_w=act_w, act_kept=act_w * rng.random(), microbatch_scale=scale)
 
+    def link() -> Link:
+        limit = rng.uniform(2, 20) if bandwidth and rng.random() < 0.5 else None
+        return Link(rng.choice((None, 0.0, rng.uniform(0, 3))), limit)
+
+    edges = [(source, target) for source in range(plan.num_ranks) for target in range(plan.num_ranks)]
     return Costs.per_stage(
-        [stage() for _ in range(num_stages)],
+        [stage() for _ in range(plan.num_stages)],
         p2p=rng.uniform(0, 1.5),
         bandwidth=rng.uniform(5, 20) if bandwidth else None,
         message_bytes=10.0 if bandwidth else 0.0,
         host_cores=cores,
+        links={edge: link() for edge in edges if edge[0] != edge[1] and rng.random() < 0.4},
+        rank_speed=[rng.uniform(0.5, 2) for _ in range(plan.num_ranks)] if rng.random() < 0.7 else (),
+        overlap=rng.uniform(0.5, 1),
     )

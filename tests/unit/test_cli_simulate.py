@@ -47,7 +47,7 @@ def test_simulate_files(tmp_path, plan_file):
 
 def test_simulate_with_costs_per_stage(tmp_path):
     costs = tmp_path / "costs.toml"
-    costs.write_text("[[stage]]\nF = 1\n[[stage]]\nF = 5\n")
+    costs.write_text("[[stage]]\nF = 1\nB = 2\n[[stage]]\nF = 5\nB = 2\n")
     sizes = ("--ranks", 2, "--microbatches", 1)
     assert json.loads(run("simulate", "gpipe", *sizes, "--costs-file", costs, "--json"))["makespan"] == 10
 
@@ -84,7 +84,7 @@ def test_view_of_two_plans_is_labelled_by_file(tmp_path, plan_file):
     other = tmp_path / "other.json"
     pipert.compile(schedules.build("1f1b", num_ranks=2, num_microbatches=4)).save(other)
     page = tmp_path / "timeline.html"
-    run("view", plan_file, other, "-o", page, "--costs", "F=2")
+    run("view", plan_file, other, "-o", page, "--costs", "F=2,I=2,W=2")
     assert '"label":"plan"' in page.read_text()
     assert '"label":"other"' in page.read_text()
 
