@@ -52,7 +52,7 @@ class _Edges:
     def __init__(self, program: Program) -> None:
         self.forward_only = all(part.kind is _FORWARD for ops in program.ranks for op in ops for part in op.unpacked)
         numbers: dict[tuple[int, int], int] = {}
-        pools: dict[Slot, int] = {}
+        pools: dict[tuple[int, Slot], int] = {}  # a slot belongs to one edge, whose sender writes into it
 
         def edge(source: int, destination: int) -> int:
             return _NONE if source == destination else numbers.setdefault((source, destination), len(numbers))
@@ -64,14 +64,14 @@ class _Edges:
 
         def pool_numbers(path: tuple[int, ...]) -> list[int]:
             slots = [Slot(rank, stage, payload) for payload in ("input", "grad") for stage, rank in enumerate(path)]
-            return [pools.setdefault(slot, len(pools)) for slot in slots]
+            return [pools.setdefault(pool, len(pools)) for pool in zip(edges(path), slots, strict=True)]
 
         def per_transfer(of_path: list[list[int]]) -> list[int]:
             return [row[path] for row in zip(*of_path, strict=True) for path in program.path_of]
 
         self.of_transfer = per_transfer([edges(path) for path in program.paths])  # _NONE where nothing is transferred
         self.pool_of_transfer = per_transfer([pool_numbers(path) for path in program.paths])
-        self.pools = tuple(pools)  # the slots of a pool are all like this one
+        self.pools = tuple(slot for _, slot in pools)  # the slots of a pool are all like this one
         self.ends = tuple(numbers)
         lanes = [Lane(rank, LaneKind.COMPUTE, _NONE) for rank in range(program.num_ranks)]
         lanes += [Lane(source, LaneKind.SEND, destination) for source, destination in numbers]

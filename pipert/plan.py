@@ -32,7 +32,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Memory for one received message at a time.
+    """Memory for one received message at a time, of one edge: its sender writes into it.
 
     Attributes:
         rank: whose memory it is.

@@ -248,7 +248,7 @@ void check_window(const Plan& plan, const WorkTable& table, const std::vector<in
   }
 }
 
-// A RECV fills a slot of its own rank, stage and payload, once all that the slot held before is over.
+// A RECV fills a slot of its own edge, stage and payload, once all that the slot held before is over.
 void check_slots(const Plan& plan, const WorkTable& table) {
   std::vector<int32_t> holder(plan.slots.size(), -1);  // the RECV that filled it last
   for (int32_t op = 0; op < plan.num_ops(); ++op) {
@@ -262,6 +262,8 @@ void check_slots(const Plan& plan, const WorkTable& table) {
     if (slot < 0 || plan.slots[slot] != Slot{plan.rank_of(op), the_op.stage, the_op.kind == OpKind::RECV_B})
       fail(plan, op, "a slot of its rank, its stage and its payload", found);
     if (holder[slot] >= 0) {
+      if (plan.op_lane[holder[slot]] != plan.op_lane[op])
+        fail(plan, op, "a slot of its own edge", found + ", which " + name_of(plan, holder[slot]) + " fills too");
       const StageWork& former = table.of(plan.ops[holder[slot]]);
       const int32_t send = table.forward_only() ? former.send_f : former.send_b;
       check_waits(plan, op, former.last_compute_row(), "the last to use its slot");

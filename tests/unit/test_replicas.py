@@ -89,9 +89,12 @@ def test_a_stage_that_a_rank_holds_through_both_paths_is_one_stage():
     assert plan.holders(1) == (1,)
     assert plan.holders(0) == plan.holders(2) == (0, 2)
     assert [plan.chunks(rank) for rank in range(3)] == [(0, 2), (1,), (0, 2)]
-    slots = [plan.op_slot[plan.op_text.index(text)] for text in ("1RECV_F0", "1RECV_F1")]
-    assert slots[0] == slots[1], "messages of both directions share the slots of a stage"
-    assert plan.slots.count(Slot(1, 1, "input")) == 1
+    assert plan.slots.count(Slot(1, 1, "input")) == 2, "an edge's sender writes into slots of its own"
+    columns = columns_of(plan)
+    first, second = (plan.op_text.index(text) for text in ("1RECV_F0", "1RECV_F1"))
+    columns["ops"]["slot"][second] = columns["ops"]["slot"][first]
+    with pytest.raises(pipert.PlanError, match=r"1RECV_F1 .*: expected a slot of its own edge, .* 1RECV_F0 \(op \d+\)"):
+        pipert.Plan.from_dict(columns)
 
 
 def columns_of(plan):
