@@ -6,15 +6,15 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pipert.schedules import SCHEDULES
 
 LEGEND = """\
 p ranks, m microbatches, v chunks (stages per rank); F, I, W: what a rank takes for the forward, the input gradient and
-the weight gradient of one microbatch, B = I + W. bubble: how long a rank is idle in a step, for m >= p. peak: the
-activations of the fullest rank, where 1 is all that one microbatch leaves on a rank, from its F to its B or W.
+the weight gradient of one microbatch, B = I + W. bubble: how long a rank is idle between its first and its last op,
+when m fills the pipeline (m >= p, or 2p-1 for zb-h2, zb-v and the blocks of zeropp) and is a multiple of the
+schedule's groups. peak: the activations of the fullest rank, where 1 is all that one microbatch leaves on a rank, from
+its F to its B or W.
 
 Draw one: pipert plan zb-h1 --ranks 4 --microbatches 8"""
 
@@ -36,12 +36,11 @@ def schedules(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(*rows[0], box=None, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*row.values())
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"\n{LEGEND}", soft_wrap=True)
+    lines = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    typer.echo(f"\n{LEGEND}")
 
 
 def register(app: typer.Typer) -> None:

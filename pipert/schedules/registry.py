@@ -10,13 +10,18 @@ from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.schedules import placement
+from pipert.schedules.breadth_first import breadth_first
+from pipert.schedules.gis import gis, gis_h
 from pipert.schedules.gpipe import gpipe
 from pipert.schedules.interleaved import interleaved
+from pipert.schedules.interleaved_zb import interleaved_zb
 from pipert.schedules.memory import check_memory
 from pipert.schedules.one_f_one_b import one_f_one_b
 from pipert.schedules.request import Make, Request, rank_by_rank
 from pipert.schedules.zb_h1 import zb_h1
+from pipert.schedules.zb_h2 import zb_h2
 from pipert.schedules.zb_v import zb_v
+from pipert.schedules.zeropp import zeropp
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,8 @@ class Schedule:
 
     Attributes:
         make: a request → the program.
-        bubble: idle time of a rank, when m >= p; F, I, W are a rank's times for one microbatch, B = I + W.
+        bubble: idle time of a rank between its first and its last op, when m fills the pipeline; F, I, W are a rank's
+            times for one microbatch, B = I + W.
         peak: activations held by the fullest rank, in whole-rank microbatches, each from its F to its B or W.
         paper: arXiv id and section; the generator's file gives the title.
         num_chunks: stages per rank, unless the caller asks for another number.
@@ -64,11 +70,33 @@ SCHEDULES = {
         peak="p+(p-1)/v",
         paper="arXiv 2104.04473, section 2.2.2",
     ),
+    "breadth-first": Schedule(
+        make=rank_by_rank(breadth_first, placement.loop),
+        num_chunks=2,
+        chunks_vary=True,
+        bubble="(p-1)(F+B)/v",
+        peak="m",
+        paper="arXiv 2211.05953, section 4.1",
+    ),
     "zb-h1": Schedule(
         make=rank_by_rank(zb_h1, placement.loop),
         bubble="(p-1)(F+I-W)",
         peak="p",
         paper="arXiv 2401.10241, section 2.1",
+    ),
+    "zb-h2": Schedule(
+        make=rank_by_rank(zb_h2, placement.loop),
+        bubble="(p-1)(F+I-2W)",
+        peak="2p-1",
+        paper="arXiv 2401.10241, section 2.2",
+    ),
+    "interleaved-zb": Schedule(
+        make=rank_by_rank(interleaved_zb, placement.loop),
+        num_chunks=2,
+        chunks_vary=True,
+        bubble="< (p-1)(F+I-W)/v",
+        peak="p+(2p+1)//3/v",
+        paper="arXiv 2401.10241, section 2",
     ),
     "zb-v": Schedule(
         make=rank_by_rank(zb_v, placement.vee),
@@ -76,6 +104,30 @@ SCHEDULES = {
         bubble="0 at F=I=W",
         peak="p",
         paper="arXiv 2401.10241, section 6",
+    ),
+    "gis": Schedule(
+        make=rank_by_rank(gis, placement.loop),
+        num_chunks=2,
+        chunks_vary=True,
+        bubble="(p-1)(F+I)/v",
+        peak="p",
+        paper="arXiv 2503.01328, section 3.1",
+    ),
+    "gis-h": Schedule(
+        make=rank_by_rank(gis_h, placement.loop),
+        num_chunks=2,
+        chunks_vary=True,
+        bubble="((p-1)(F+I)+(v-1)(p/2)(F+I-W))/v",
+        peak="p(v+1)/2v",
+        paper="arXiv 2503.01328, section 3.2",
+    ),
+    "zeropp": Schedule(
+        make=rank_by_rank(zeropp, placement.loop),
+        num_chunks=2,
+        chunks_vary=True,
+        bubble="(p-1)(F+I-2W)/v per block",
+        peak="2p-1",
+        paper="arXiv 2402.03791, section 3",
     ),
 }
 
