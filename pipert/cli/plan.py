@@ -14,7 +14,6 @@ from pipert.cli import inputs
 from pipert.errors import ConfigError
 from pipert.ir.csv import to_csv
 from pipert.ir.grid import grid
-from pipert.schedules import build, names
 
 if TYPE_CHECKING:
     from pipert.costs import Costs
@@ -30,15 +29,13 @@ class Format(str, enum.Enum):
 
 
 def plan(
-    name: Annotated[str, typer.Argument(help=f"The schedule: {', '.join(names())}.")],
-    ranks: Annotated[int, typer.Option(help="p, the number of pipeline ranks.")],
-    microbatches: Annotated[int, typer.Option(help="m, the number of microbatches in a step.")],
-    chunks: Annotated[int | None, typer.Option(help=inputs.CHUNKS_HELP)] = None,
-    costs: Annotated[
-        str | None,
-        typer.Option(help=f"For the prediction under the grid. {inputs.COSTS_HELP}", metavar="NAME=NUMBER,…"),
-    ] = None,
-    costs_file: Annotated[str | None, typer.Option(metavar="FILE", help=inputs.COSTS_FILE_HELP)] = None,
+    target: inputs.Target,
+    ranks: inputs.Ranks = None,
+    microbatches: inputs.Microbatches = None,
+    chunks: inputs.Chunks = None,
+    costs: inputs.CostsText = None,
+    costs_file: inputs.CostsFile = None,
+    memory_limit: inputs.MemoryLimit = None,
     format: Annotated[
         Format | None,
         typer.Option(
@@ -52,27 +49,32 @@ def plan(
 ) -> None:
     """Make a schedule's program: draw it, export it as CSV, or compile it into a plan file.
 
+    Under the grid stands what the costs predict; schedules that are made from costs are made from them, too.
+
     pipert plan zb-h1 --ranks 4 --microbatches 8
 
     pipert plan zb-v --ranks 4 --microbatches 8 -o plan.json
 
     pipert plan interleaved --ranks 4 --microbatches 8 --chunks 3 --format csv
     """
-    from pipert.lowering import compile
+    from pipert import sources
     from pipert.planfile import dumps
 
-    program = build(name, num_ranks=ranks, num_microbatches=microbatches, num_chunks=chunks)
+    known_costs = inputs.load_costs(costs, costs_file)
+    source = sources.load(
+        target, ranks=ranks, microbatches=microbatches, chunks=chunks, costs=known_costs, memory_limit=memory_limit
+    )
     chosen = format or _format_of(output)
     if chosen is Format.CSV:
-        _write(to_csv(program), output)
+        _write(to_csv(source.program()), output)
     elif chosen is Format.GRID:
-        prediction = _prediction(compile(program), inputs.load_costs(costs, costs_file, None))
+        prediction = _prediction(source.plan(), known_costs)
         width = shutil.get_terminal_size().columns if output is None and sys.stdout.isatty() else None
-        _write(f"{grid(program, width=width)}\n{prediction}\n", output)
+        _write(f"{grid(source.program(), width=width)}\n{prediction}\n", output)
     elif output is None:
-        _write(dumps(compile(program)), None)
+        _write(dumps(source.plan()), None)
     else:
-        compile(program).save(output)
+        source.plan().save(output)
 
 
 def _format_of(output: pathlib.Path | None) -> Format:

@@ -10,23 +10,28 @@ from pipert.cli import inputs
 
 
 def simulate(
-    target: str = typer.Argument(metavar="FILE|NAME", help="A plan file, a CSV schedule, or a schedule's name."),
-    ranks: int | None = typer.Option(None, help=inputs.RANKS_HELP),
-    microbatches: int | None = typer.Option(None, help=inputs.MICROBATCHES_HELP),
-    chunks: int | None = typer.Option(None, help=inputs.CHUNKS_HELP),
-    costs: str | None = typer.Option(None, help=inputs.COSTS_HELP),
-    costs_file: str | None = typer.Option(None, metavar="FILE", help=inputs.COSTS_FILE_HELP),
-    host_cores: float | None = typer.Option(None, help=inputs.HOST_CORES_HELP),
+    target: inputs.Target,
+    ranks: inputs.Ranks = None,
+    microbatches: inputs.Microbatches = None,
+    chunks: inputs.Chunks = None,
+    costs: inputs.CostsText = None,
+    costs_file: inputs.CostsFile = None,
+    memory_limit: inputs.MemoryLimit = None,
+    host_cores: inputs.HostCores = None,
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
     """Run a plan on a virtual clock: makespan, bubble, and per rank compute, exposed communication and peak activation.
 
     Example: pipert simulate zb-h1 --ranks 4 --microbatches 8 --costs F=1,I=1,W=0.8,p2p=0.05
     """
-    import pipert
+    from pipert import sources
+    from pipert.sim import simulate
 
     known_costs = inputs.load_costs(costs, costs_file, host_cores)
-    report = pipert.simulate(inputs.load_plan(target, ranks, microbatches, chunks), known_costs)
+    source = sources.load(
+        target, ranks=ranks, microbatches=microbatches, chunks=chunks, costs=known_costs, memory_limit=memory_limit
+    )
+    report = simulate(source.plan(), known_costs)
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else str(report))
 
 

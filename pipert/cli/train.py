@@ -25,10 +25,25 @@ def _option(text: str, panel: str, *names: str, **more: Any) -> Any:
 
 def train(
     context: typer.Context,
-    schedule: Annotated[str, _option("See `pipert schedules`.", _PIPELINE)] = "zb-v",
+    schedule: Annotated[
+        str, _option("A schedule's name (see `pipert schedules`), or a file: my.py, my.csv.", _PIPELINE)
+    ] = "zb-v",
     ranks: Annotated[int | None, _option("Processes, one per rank.", _PIPELINE, show_default="4")] = None,
     microbatches: Annotated[int | None, _option("Microbatches per step.", _PIPELINE, show_default="8")] = None,
     chunks: Annotated[int | None, _option("Stages per rank, where the schedule leaves it open.", _PIPELINE)] = None,
+    costs: Annotated[
+        str | None,
+        _option(
+            "What a schedule that is made from costs is made from.",
+            _PIPELINE,
+            metavar="F=…,I=…,W=…",
+            show_default="those of --timed, else 1",
+        ),
+    ] = None,
+    costs_file: Annotated[Path | None, _option("The same as a TOML file.", _PIPELINE)] = None,
+    memory_limit: Annotated[
+        float | None, _option("The most activation that a rank may hold, in the unit of the costs' act.", _PIPELINE)
+    ] = None,
     plan: Annotated[Path | None, _option("Run this plan file instead of a schedule.", _PIPELINE)] = None,
     recompute: Annotated[
         bool, _option("Keep only stage inputs; run each forward again before its backward.", _PIPELINE, "--recompute")
@@ -91,6 +106,9 @@ def train(
         ranks=ranks,
         microbatches=microbatches,
         chunks=chunks,
+        costs=costs,
+        costs_file=costs_file,
+        memory_limit=memory_limit,
         plan=plan,
         batch_size=batch_size,
         steps=steps if steps is not None else 100 if timed is None else 10,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,51 +14,73 @@ from pipert.cli import inputs
 from pipert.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipert.costs import Costs
+    from pipert.sources import Source
     from pipert.trace import Trace
 
 
 def view(
-    sources: Annotated[
+    targets: Annotated[
         list[str],
-        typer.Argument(metavar="PLAN|TRACE [PLAN|TRACE]", help="Plan files or trace files, at most two."),
+        typer.Argument(metavar="NAME|FILE|TRACE [NAME|FILE|TRACE]", help=f"At most two. {inputs.TARGET_HELP}"),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")],
-    costs: str | None = typer.Option(None, help="Times for plans. " + inputs.COSTS_HELP),
-    costs_file: str | None = typer.Option(None, metavar="FILE", help=inputs.COSTS_FILE_HELP),
-    host_cores: float | None = typer.Option(None, help=inputs.HOST_CORES_HELP),
+    ranks: inputs.Ranks = None,
+    microbatches: inputs.Microbatches = None,
+    chunks: inputs.Chunks = None,
+    costs: inputs.CostsText = None,
+    costs_file: inputs.CostsFile = None,
+    memory_limit: inputs.MemoryLimit = None,
+    host_cores: inputs.HostCores = None,
 ) -> None:
     """Write one self-contained page that shows plans and traces on a common time axis, op by op.
 
     Plans are run on the virtual clock first. Two inputs, e.g. a plan and its trace, are shown over each other.
+
+    pipert view zb-v --ranks 4 --microbatches 8 -o timeline.html
+
+    pipert view runs/latest/plan.json runs/latest/trace.json -o timeline.html
     """
+    from pipert import sources
+    from pipert.sim import simulate
+    from pipert.trace import read_chrome
     from pipert.view import write_timeline
 
-    if len(sources) > 2:
-        raise ConfigError(f"at most two plans or traces are shown over each other, not {len(sources)}")
+    if len(targets) > 2:
+        raise ConfigError(f"at most two plans or traces are shown over each other, not {len(targets)}")
     known_costs = inputs.load_costs(costs, costs_file, host_cores)
-    traces = [labelled for source in sources for labelled in _traces(source, known_costs)]
-    if len(sources) > 1:
-        traces = _distinct(traces, sources)
+    load: Callable[..., Source] = functools.partial(sources.load, costs=known_costs, memory_limit=memory_limit)
+    sizes = {"ranks": ranks, "microbatches": microbatches, "chunks": chunks}
+    some_are_sized = any(map(sources.takes_sizes, targets))
+    traces: list[tuple[str, Trace]] = []
+    for target in targets:
+        if _is_trace_file(target):
+            traces += read_chrome(target)
+            continue
+        source = load(target) if some_are_sized and not sources.takes_sizes(target) else load(target, **sizes)
+        traces.append(("planned", simulate(source.plan(), known_costs).trace))
+    if len(targets) > 1:
+        traces = _distinct(traces, targets)
     write_timeline(output, traces)
     typer.echo(f"wrote {output}")
 
 
-def _traces(source: str, costs: Costs) -> list[tuple[str, Trace]]:
-    import pipert
-    from pipert.trace import read_chrome
+def _is_trace_file(target: str) -> bool:
+    """Whether this is a JSON file that holds a trace, and no plan."""
+    if not target.endswith(".json"):
+        return False
+    try:
+        content: Any = json.loads(Path(target).read_bytes())
+    except (OSError, ValueError):
+        return False  # whoever reads it as a plan says what is wrong with it
+    return isinstance(content, dict) and "traceEvents" in content
 
-    if inputs.is_trace_file(source):
-        return read_chrome(source)
-    return [("planned", pipert.simulate(pipert.Plan.load(source), costs).trace)]
 
-
-def _distinct(traces: list[tuple[str, Trace]], sources: list[str]) -> list[tuple[str, Trace]]:
-    """Name traces after their files where their labels are the same."""
+def _distinct(traces: list[tuple[str, Trace]], targets: list[str]) -> list[tuple[str, Trace]]:
+    """Name traces after what they come from where their labels are the same."""
     labels = [label for label, _ in traces]
-    if len(set(labels)) == len(labels) or len(traces) != len(sources):
+    if len(set(labels)) == len(labels) or len(traces) != len(targets):
         return traces
-    return [(Path(source).stem, trace) for source, (_, trace) in zip(sources, traces, strict=True)]
+    return [(Path(target).stem, trace) for target, (_, trace) in zip(targets, traces, strict=True)]
 
 
 def register(app: typer.Typer) -> None:

@@ -1,6 +1,7 @@
-"""Schedule generators: sizes in, a program out."""
+"""Schedule generators: a request in, a program out."""
 
 from pipert.schedules.forward_only import forward_only
-from pipert.schedules.registry import SCHEDULES, Schedule, build, names
+from pipert.schedules.registry import SCHEDULES, Schedule, build, hint, names
+from pipert.schedules.request import Request
 
-__all__ = ["SCHEDULES", "Schedule", "build", "forward_only", "names"]
+__all__ = ["SCHEDULES", "Request", "Schedule", "build", "forward_only", "hint", "names"]

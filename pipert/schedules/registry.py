@@ -137,6 +137,12 @@ def names() -> tuple[str, ...]:
     return tuple(SCHEDULES)
 
 
+def hint(name: str) -> str:
+    """Say what may be meant by a name that no schedule has."""
+    close = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(SCHEDULES)}"
+
+
 def build(
     name: str,
     *,
@@ -161,14 +167,9 @@ def build(
             message says what it needs.
     """
     if name not in SCHEDULES:
-        close = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(SCHEDULES)}"
-        raise ConfigError(f"no schedule is called {name!r}; {hint}")
+        raise ConfigError(f"no schedule is called {name!r}; {hint(name)}")
     schedule = SCHEDULES[name]
     chunks = schedule.num_chunks if num_chunks is None else num_chunks
-    for what, number in (("ranks", num_ranks), ("microbatches", num_microbatches), ("chunks", chunks)):
-        if number < 1:
-            raise ConfigError(f"{name} needs at least 1 of its {what}, not {number}")
     if chunks != schedule.num_chunks and not schedule.chunks_vary:
         raise ConfigError(f"{name} has {schedule.num_chunks} chunk(s) per rank, not {chunks}")
     costs = Costs.per_rank() if costs is None else costs

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipert.costs import Costs
+from pipert.errors import ConfigError
 from pipert.ir import Op, Program
 
 
@@ -19,6 +20,9 @@ class Request:
         num_chunks: stages per rank (per path), at least 1.
         costs: what ops cost, for the schedules that are made from costs; by default F = I = W = 1.
         memory_limit: the most activation that a rank may hold, in the unit of ``costs``' ``act``; None: no limit.
+
+    Raises:
+        ConfigError: a size is below 1.
     """
 
     num_ranks: int
@@ -26,6 +30,12 @@ class Request:
     num_chunks: int = 1
     costs: Costs = field(default_factory=Costs.per_rank)
     memory_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {"ranks": self.num_ranks, "microbatches": self.num_microbatches, "chunks": self.num_chunks}
+        for what, number in sizes.items():
+            if number < 1:
+                raise ConfigError(f"a schedule needs at least 1 of its {what}, not {number}")
 
 
 Make = Callable[[Request], Program]

@@ -41,6 +41,8 @@ class ModelConfig:
 class TrainConfig:
     """One run of ``pipert train``.
 
+    ``schedule`` is what ``pipert.sources.load`` takes; ``costs``, ``costs_file`` and ``memory_limit`` are for schedules
+    made from costs.
     ``batch_size`` counts the sequences of one microbatch. ``ranks`` and ``microbatches`` are None where the plan file
     or torchrun decides. ``timed`` is the text of the costs that replace the model (``F=8,I=8,W=8``, in ms).
     """
@@ -50,6 +52,9 @@ class TrainConfig:
     ranks: int | None = None
     microbatches: int | None = None
     chunks: int | None = None
+    costs: str | None = None
+    costs_file: Path | None = None
+    memory_limit: float | None = None
     plan: Path | None = None
     batch_size: int = 2
     steps: int = 100
@@ -82,6 +87,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be a positive number, not {getattr(self, name)}")
         if self.dtype not in ("fp32", "bf16"):
             raise ConfigError(f"dtype must be 'fp32' or 'bf16', not {self.dtype!r}")
+        if self.costs is not None and self.costs_file is not None:
+            raise ConfigError("give --costs or --costs-file, not both")
         if self.timed is not None and (self.verify or self.save or self.resume):
             raise ConfigError("--timed trains nothing: leave out --verify, --save and --resume")
         if self.save_every and self.save is None:

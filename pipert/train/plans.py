@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipert import passes, schedules
+from pipert import passes, sources
 from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.lowering import compile
 from pipert.ops import OpKind
 from pipert.plan import Plan
+from pipert.sources import Source
 from pipert.train.config import ModelConfig, TrainConfig
 from pipert.train.resume import first_step
 from pipert.train.text import load_text
@@ -20,34 +21,50 @@ DEFAULT_MICROBATCHES = 8
 
 
 def make_plan(config: TrainConfig, started_ranks: int | None) -> Plan:
-    """Return the plan to run: of the plan file, else of the schedule.
+    """Return the plan to run: of the plan file, else of the schedule, which may be a file too.
 
     Args:
         config: the run.
         started_ranks: how many ranks are running already (torchrun); None if that is ours to decide.
 
     Raises:
-        ConfigError, PlanError: sizes do not fit, the schedule is unknown, the plan file is bad or for other ranks.
+        ConfigError, PlanError: sizes do not fit, the schedule is unknown, the file is bad or for other ranks.
     """
-    if config.plan is not None:
-        plan = Plan.load(config.plan)
-        _agree(f"the plan {config.plan}", plan.num_ranks, "ranks", started_ranks, config.ranks)
-        _agree(f"the plan {config.plan}", plan.num_microbatches, "microbatches", config.microbatches)
-    else:
-        if started_ranks is not None:
-            _agree("torchrun", started_ranks, "ranks", config.ranks)
-        program = schedules.build(
-            config.schedule,
-            num_ranks=config.ranks or started_ranks or DEFAULT_RANKS,
-            num_microbatches=config.microbatches or DEFAULT_MICROBATCHES,
-            num_chunks=config.chunks,
-        )
-        if config.recompute:
-            program = passes.recompute(program, range(program.num_stages))
-        plan = compile(program)
+    source = _load(config, started_ranks)
+    plan = source.plan()
+    _agree(source.place, plan.num_ranks, "ranks", started_ranks, config.ranks)
+    _agree(source.place, plan.num_microbatches, "microbatches", config.microbatches)
+    if config.recompute:
+        program = source.program()
+        plan = compile(passes.recompute(program, range(program.num_stages)))
     if config.timed is None:
         cut(config.model.num_layers, plan.num_stages)
     return plan
+
+
+def _load(config: TrainConfig, started_ranks: int | None) -> Source:
+    if config.plan is not None:
+        return Source(f"the plan {config.plan}", Plan.load(config.plan))
+    costs = _costs(config)
+    if not sources.takes_sizes(config.schedule):
+        return sources.load(config.schedule, chunks=config.chunks, costs=costs, memory_limit=config.memory_limit)
+    if started_ranks is not None:
+        _agree("torchrun", started_ranks, "ranks", config.ranks)
+    return sources.load(
+        config.schedule,
+        ranks=config.ranks or started_ranks or DEFAULT_RANKS,
+        microbatches=config.microbatches or DEFAULT_MICROBATCHES,
+        chunks=config.chunks,
+        costs=costs,
+        memory_limit=config.memory_limit,
+    )
+
+
+def _costs(config: TrainConfig) -> Costs:
+    """Return what a schedule is made from: the costs as given, else those of timed stages, else F = I = W = 1."""
+    if config.costs_file is not None:
+        return Costs.load(config.costs_file)
+    return Costs.parse(config.costs or config.timed or "")
 
 
 def check(config: TrainConfig, plan: Plan) -> None:
