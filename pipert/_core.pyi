@@ -72,3 +72,9 @@ def measure(
     act_w: Sequence[float],
     act_kept: Sequence[float],
 ) -> dict[str, Any]: ...
+def explain(
+    plan: Plan, start: array[float], end: array[float]
+) -> tuple[list[dict[str, float]], list[tuple[int, float]], bytes]: ...
+def simulate_noisy(
+    plan: Plan, costs: ClockCosts, variation: float, seed: int, first_step: int, num_steps: int
+) -> list[tuple[float, float, float]]: ...

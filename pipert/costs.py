@@ -19,6 +19,7 @@ from pipert.ops import OpKind
 if TYPE_CHECKING:
     from pipert.ir import Program
     from pipert.plan import Plan
+    from pipert.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Link:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Costs:
-    """The costs of a whole plan. Made by `per_rank`, `per_stage`, `parse` or `load`.
+    """The costs of a whole plan. Made by `per_rank`, `per_stage`, `parse`, `load` or `from_trace`.
 
     Attributes:
         stages: one entry per stage, or, where ``whole_rank``, a single one for a rank's whole share.
@@ -266,6 +267,13 @@ class Costs:
         from pipert.costs_text import load
 
         return load(path)
+
+    @classmethod
+    def from_trace(cls, trace: Trace) -> Costs:
+        """Costs per stage as they were in one step: see `pipert.trace.calibrate`."""
+        from pipert.trace.calibrate import calibrate
+
+        return calibrate(trace)
 
     @property
     def occupancy(self) -> float:

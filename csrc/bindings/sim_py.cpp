@@ -11,7 +11,9 @@
 #include "core/error.h"
 #include "plan/plan.h"
 #include "sim/clock.h"
+#include "sim/explain.h"
 #include "sim/figures.h"
+#include "sim/noise.h"
 
 namespace py = pybind11;
 
@@ -104,6 +106,37 @@ py::dict measure_columns(const Plan& plan, const py::buffer& start, const py::bu
   return result;
 }
 
+// (ranks, critical path, slack): per rank its idle times by name; the path as (op, waited); slack as bytes of doubles.
+py::tuple explain_columns(const Plan& plan, const py::buffer& start, const py::buffer& end) {
+  const py::buffer_info start_info = start.request(), end_info = end.request();
+  const auto start_column = as_column("start", start_info, plan.num_ops());
+  const auto end_column = as_column("end", end_info, plan.num_ops());
+  Explanation explanation;
+  {
+    py::gil_scoped_release release;
+    explanation = explain(plan, start_column, end_column);
+  }
+  py::list ranks, path;
+  for (const auto& [warm_up, dependency, communication, overhead, drain] : explanation.ranks) {
+    ranks.append(py::dict(py::arg("warm_up") = warm_up, py::arg("dependency") = dependency,
+                          py::arg("communication") = communication, py::arg("overhead") = overhead,
+                          py::arg("drain") = drain));
+  }
+  for (const auto& [op, waited] : explanation.critical_path) path.append(py::make_tuple(op, waited));
+  return py::make_tuple(ranks, path, as_bytes(explanation.slack));
+}
+
+// (makespan, longest rank span, largest compute time) of each step. The GIL is released meanwhile.
+std::vector<std::tuple<double, double, double>> noisy_steps(const Plan& plan, const ClockCosts& costs, double variation,
+                                                            uint64_t seed, uint64_t first_step, size_t num_steps) {
+  const py::gil_scoped_release release;
+  std::vector<std::tuple<double, double, double>> steps;
+  for (const NoisyStep& step : simulate_noisy(plan, costs, variation, seed, first_step, num_steps)) {
+    steps.emplace_back(step.makespan, step.longest_rank_span, step.largest_compute_time);
+  }
+  return steps;
+}
+
 }  // namespace
 
 void bind_sim(py::module_& m) {
@@ -114,6 +147,12 @@ void bind_sim(py::module_& m) {
            "or empty; links: (source, destination, latency, occupancy) of edges that are not like the others.");
   m.def("simulate", &simulate_plan, py::arg("plan"), py::arg("costs"),
         "Start and end of every op on the virtual clock, as bytes of doubles.");
+  m.def("simulate_noisy", &noisy_steps, py::arg("plan"), py::arg("costs"), py::arg("variation"), py::arg("seed"),
+        py::arg("first_step"), py::arg("num_steps"),
+        "Steps with log-normal op times: of each its makespan, longest rank span and largest compute time of a rank.");
+  m.def(
+      "explain", &explain_columns, py::arg("plan"), py::arg("start"), py::arg("end"),
+      "Idle times per rank, the critical path as (op, waited before), and the slack of every op as bytes of doubles.");
   m.def("measure", &measure_columns, py::arg("plan"), py::arg("start"), py::arg("end"), py::arg("act"),
         py::arg("act_w"), py::arg("act_kept"),
         "The figures of a timeline, per rank; start and end are buffers of doubles, one per op.");

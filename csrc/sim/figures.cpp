@@ -1,8 +1,8 @@
 #include "sim/figures.h"
 
 #include <algorithm>
-#include <array>
-#include <limits>
+
+#include "sim/idle.h"
 
 namespace pipert {
 namespace {
@@ -59,30 +59,6 @@ MemoryChange change_of(const Op& op, const Lives& lives, std::span<const StageMe
   return change;
 }
 
-struct Interval {
-  double begin;
-  double end;
-  double length() const { return std::max(0.0, end - begin); }
-};
-
-// How long between idle_from and idle_to, the start of the op, its inputs were on the way: from the end of the op that
-// made one to the end of its RECV. An overlapped pair can wait for two. If the last RECV ended while the rank was idle,
-// then the op was waiting for it, and the rest until its start went into noticing: that counts too.
-double exposed_wait(const Plan& plan, std::span<const double> end, int32_t op, double idle_from, double idle_to) {
-  std::array<Interval, 2> waits{Interval{idle_from, idle_from}, Interval{idle_from, idle_from}};
-  size_t num_waits = 0;
-  for (const int32_t dep : plan.deps_of(op)) {
-    if (plan.lane_of_op(dep).kind != LaneKind::RECV || num_waits == waits.size()) continue;
-    double made = idle_from;
-    for (const int32_t source : plan.deps_of(plan.partner_of(dep))) made = std::max(made, end[source]);
-    waits[num_waits++] = {std::min(made, idle_to), std::clamp(end[dep], idle_from, idle_to)};
-  }
-  Interval& last = waits[0].end >= waits[1].end ? waits[0] : waits[1];
-  if (last.end > idle_from) last.end = idle_to;
-  const Interval both{std::max(waits[0].begin, waits[1].begin), std::min(waits[0].end, waits[1].end)};
-  return waits[0].length() + waits[1].length() - both.length();
-}
-
 }  // namespace
 
 Figures measure(const Plan& plan, std::span<const double> start, std::span<const double> end,
@@ -90,13 +66,7 @@ Figures measure(const Plan& plan, std::span<const double> start, std::span<const
   const Lives lives(plan);
   Figures figures;
   figures.ranks.resize(plan.num_ranks);
-  double first = std::numeric_limits<double>::infinity(), last = 0;
-  for (size_t lane = 0; lane < plan.lanes.size(); ++lane) {
-    if (plan.lanes[lane].kind == LaneKind::COMPUTE && !plan.lane_ops[lane].empty()) {
-      first = std::min(first, start[plan.lane_ops[lane].front()]);
-      last = std::max(last, end[plan.lane_ops[lane].back()]);
-    }
-  }
+  const auto [first, last] = window_of(plan, start, end);
   figures.makespan = last - first;
   for (size_t lane = 0; lane < plan.lanes.size(); ++lane) {
     const std::vector<int32_t>& ops = plan.lane_ops[lane];
@@ -110,7 +80,7 @@ Figures measure(const Plan& plan, std::span<const double> start, std::span<const
       rank.peak_activation = std::max(rank.peak_activation, held);
       held += change.at_end;
       rank.compute_time += end[op] - start[op];
-      rank.exposed_comm += exposed_wait(plan, end, op, idle_from, start[op]);
+      rank.exposed_comm += explain_gap(plan, end, op, idle_from, start[op]).communication;
       idle_from = end[op];
     }
   }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipert import _core
 from pipert.errors import ConfigError
+from pipert.trace.table import table
 
 if TYPE_CHECKING:
     from pipert.costs import Costs
@@ -48,12 +49,12 @@ class Report:
     @property
     def bubble_rate(self) -> float:
         """1 - the largest compute time of any rank / `makespan`."""
-        return _bubble(max(self.compute_times), self.makespan)
+        return bubble(max(self.compute_times), self.makespan)
 
     @property
     def bubble_rate_span(self) -> float:
         """The same over `longest_rank_span`: the bubble if the optimizer does not synchronise the ranks."""
-        return _bubble(max(self.compute_times), self.longest_rank_span)
+        return bubble(max(self.compute_times), self.longest_rank_span)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the figures as plain numbers and lists, without the trace."""
@@ -84,14 +85,12 @@ class Report:
             f"makespan {self.makespan * scale:.6g}{unit} · bubble {self.bubble_rate:.2%} · over the longest rank's "
             f"span ({self.longest_rank_span * scale:.6g}{unit}) {self.bubble_rate_span:.2%}\n"
         )
-        table: list[tuple[str, ...]] = [("rank", "compute", "span", "idle", "exposed comm", "peak activation")]
+        rows: list[tuple[str, ...]] = [("rank", "compute", "span", "idle", "exposed comm", "peak activation")]
         columns = zip(self.compute_times, self.rank_spans, self.exposed_comm, self.peak_activation, strict=True)
         for rank, (compute, span, exposed, peak) in enumerate(columns):
             times = (compute * scale, span * scale, (self.makespan - compute) * scale, exposed * scale, peak)
-            table.append((str(rank), *(f"{value:.6g}" for value in times)))
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        rows = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
-        return head + "\n".join(rows)
+            rows.append((str(rank), *(f"{value:.6g}" for value in times)))
+        return head + table(rows)
 
 
 def measure(trace: Trace, costs: Costs | None = None) -> Report:
@@ -109,12 +108,7 @@ def measure(trace: Trace, costs: Costs | None = None) -> Report:
         from pipert.costs import Costs
 
         costs = Costs.per_rank()
-    missing = next((op for op, end in enumerate(trace.end) if math.isnan(end)), None)
-    if missing is not None:
-        rank, text = trace.plan.rank_of(missing), trace.plan.op_text[missing]
-        raise ConfigError(
-            f"the trace lacks {text} of rank {rank}: join the records of all ranks", rank=rank, op=text, step=trace.step
-        )
+    check_whole(trace)
     stages = costs.for_plan(trace.plan)
     figures = _core.measure(
         trace.plan.native,
@@ -134,5 +128,20 @@ def measure(trace: Trace, costs: Costs | None = None) -> Report:
     )
 
 
-def _bubble(compute_time: float, span: float) -> float:
+def check_whole(trace: Trace) -> None:
+    """Refuse a trace that lacks ops.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    missing = next((op for op, end in enumerate(trace.end) if math.isnan(end)), None)
+    if missing is not None:
+        rank, text = trace.plan.rank_of(missing), trace.plan.op_text[missing]
+        raise ConfigError(
+            f"the trace lacks {text} of rank {rank}: join the records of all ranks", rank=rank, op=text, step=trace.step
+        )
+
+
+def bubble(compute_time: float, span: float) -> float:
+    """Return the share of ``span`` in which nothing is computed; 0 of no time."""
     return 1 - compute_time / span if span > 0 else 0.0

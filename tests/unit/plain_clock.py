@@ -31,8 +31,9 @@ def transfer_times(costs: Costs, source: int, destination: int) -> tuple[float, 
     return latency, costs.message_bytes / bandwidth if bandwidth else 0.0
 
 
-def run(plan: Plan, costs: Costs) -> tuple[list[float], list[float]]:
-    """Start and end of every op."""
+def run(plan: Plan, costs: Costs, held_up: dict[int, float] | None = None) -> tuple[list[float], list[float]]:
+    """Start and end of every op; the compute ops ``held_up`` take so much longer."""
+    held_up = held_up or {}
     stages = costs.for_plan(plan)
     lanes = [[op for op in range(plan.num_ops) if plan.op_lane[op] == lane] for lane in range(len(plan.lanes))]
     deps = [plan.deps[plan.dep_offsets[op] : plan.dep_offsets[op + 1]] for op in range(plan.num_ops)]
@@ -71,6 +72,7 @@ def run(plan: Plan, costs: Costs) -> tuple[list[float], list[float]]:
                 else:
                     start[op] = now
                     remaining[op] = op_cost(plan.op_text[op], costs, stages, plan.lanes[lane].rank)
+                    remaining[op] += held_up.get(op, 0.0)
                 cursor[lane] += 1
                 moved = True
         rate = 1.0 if costs.host_cores is None else min(1.0, costs.host_cores / max(1, len(remaining)))

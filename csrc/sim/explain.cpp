@@ -1,0 +1,111 @@
+#include "sim/explain.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "sim/idle.h"
+
+namespace pipert {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+class Explainer {
+ public:
+  Explainer(const Plan& plan, std::span<const double> start, std::span<const double> end)
+      : plan_(plan), start_(start), end_(end), window_(window_of(plan, start, end)) {}
+
+  std::vector<IdleTimes> idle_times() const {
+    std::vector<IdleTimes> ranks(plan_.num_ranks);
+    for (size_t lane = 0; lane < plan_.lanes.size(); ++lane) {
+      const std::vector<int32_t>& ops = plan_.lane_ops[lane];
+      if (plan_.lanes[lane].kind != LaneKind::COMPUTE) continue;
+      IdleTimes& rank = ranks[plan_.lanes[lane].rank];
+      if (ops.empty()) {
+        rank.drain = window_.last - window_.first;
+        continue;
+      }
+      rank.warm_up = start_[ops.front()] - window_.first;
+      rank.drain = window_.last - end_[ops.back()];
+      for (size_t i = 1; i < ops.size(); ++i) {
+        const Gap gap = explain_gap(plan_, end_, ops[i], end_[ops[i - 1]], start_[ops[i]]);
+        rank.dependency += gap.dependency;
+        rank.communication += gap.communication;
+        rank.overhead += gap.overhead;
+      }
+    }
+    return ranks;
+  }
+
+  std::vector<PathStep> critical_path() const {
+    int32_t op = -1;
+    for (int32_t other = 0; other < plan_.num_ops(); ++other) {
+      if (counts(other) && (op < 0 || end_[other] > end_[op])) op = other;
+    }
+    std::vector<PathStep> path;
+    while (op >= 0) {
+      const int32_t before = followed(op);
+      path.push_back({op, start_[op] - (before < 0 ? window_.first : end_[before])});
+      op = before;
+    }
+    std::reverse(path.begin(), path.end());
+    return path;
+  }
+
+  std::vector<double> slack() const {
+    const int32_t num_ops = plan_.num_ops();
+    std::vector<double> latest_end(num_ops, kNever), slack(num_ops);
+    for (int32_t op = num_ops - 1; op >= 0; --op) {
+      if (counts(op)) latest_end[op] = std::min(latest_end[op], window_.last);
+      if (is_recv(op)) continue;  // with its SEND
+      slack[op] = latest_end[op] - end_[op];
+      if (is_send(op)) slack[op] = slack[op + 1] = std::min(slack[op], latest_end[op + 1] - end_[op + 1]);
+      const int32_t before = followed(op);
+      if (before < 0) continue;
+      const double latest_before = end_[before] + slack[op];  // the op's own lag after it stays as it is
+      for_each_before(op, [&](int32_t other) { latest_end[other] = std::min(latest_end[other], latest_before); });
+    }
+    return slack;
+  }
+
+ private:
+  bool is_send(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::SEND; }
+  bool is_recv(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::RECV; }
+  // Whether its end counts for the end of the step.
+  bool counts(int32_t op) const { return !is_send(op) && !is_recv(op); }
+
+  // What must have ended before an op starts: what its lane ran before it, then its dependencies. Of a transfer, given
+  // either end, those of both, and the SEND before; a RECV before may still be on its way.
+  template <class Visit>
+  void for_each_before(int32_t op, Visit visit) const {
+    const int32_t first = is_recv(op) ? plan_.partner_of(op) : op;
+    if (const int32_t position = plan_.lane_position[first]; position > 0) {
+      visit(plan_.lane_ops[plan_.op_lane[first]][position - 1]);
+    }
+    for (const int32_t dep : plan_.deps_of(first)) visit(dep);
+    if (!is_send(first)) return;
+    for (const int32_t dep : plan_.deps_of(first + 1)) visit(dep);
+  }
+
+  // The last to end of those; -1: there are none.
+  int32_t followed(int32_t op) const {
+    int32_t last = -1;
+    for_each_before(op, [&](int32_t other) {
+      if (last < 0 || end_[other] > end_[last]) last = other;
+    });
+    return last;
+  }
+
+  const Plan& plan_;
+  std::span<const double> start_, end_;
+  Window window_;
+};
+
+}  // namespace
+
+Explanation explain(const Plan& plan, std::span<const double> start, std::span<const double> end) {
+  const Explainer explainer(plan, start, end);
+  return {explainer.idle_times(), explainer.critical_path(), explainer.slack()};
+}
+
+}  // namespace pipert

@@ -1,0 +1,38 @@
+// Why a step took as long as it did: where each rank's idle time went, the critical path, and the slack beside it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "plan/plan.h"
+
+namespace pipert {
+
+// The parts of a rank's idle time; their sum is the makespan - its compute time.
+struct IdleTimes {
+  double warm_up = 0;  // before its first op
+  double dependency = 0;
+  double communication = 0;
+  double overhead = 0;
+  double drain = 0;  // after its last op
+};
+
+struct PathStep {
+  int32_t op;  // of a transfer the end through which the path goes: RECV to what it brings, SEND to the next transfer
+  double waited;  // from the end of the step before (from the start of the window) to its start
+};
+
+struct Explanation {
+  std::vector<IdleTimes> ranks;
+  std::vector<PathStep> critical_path;  // in time; its ops and waits add up to the makespan
+  std::vector<double> slack;            // per op: how much later it could end without moving the end of the step
+};
+
+// start and end: row = op id, simulated or measured. Requires a verified plan, and spans of its size.
+//
+// An op follows what its lane ran before, and its dependencies; a transfer follows those of both its ends, and the
+// edge's transfer before. Times between an op and the last that it followed are taken to be its own.
+Explanation explain(const Plan& plan, std::span<const double> start, std::span<const double> end);
+
+}  // namespace pipert

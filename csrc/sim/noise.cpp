@@ -1,0 +1,71 @@
+#include "sim/noise.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "sim/clock.h"
+#include "sim/idle.h"
+
+namespace pipert {
+namespace {
+
+// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). The standard library's
+// distributions differ between implementations; this gives the same steps everywhere.
+class Random {
+ public:
+  Random(uint64_t seed, uint64_t stream) : state_(seed) {
+    state_ = next() ^ stream;
+    next();
+  }
+  uint64_t next() {
+    uint64_t z = state_ += 0x9e3779b97f4a7c15;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+    return z ^ (z >> 31);
+  }
+  double uniform() { return (static_cast<double>(next() >> 11) + 0.5) * 0x1p-53; }  // in (0, 1)
+
+ private:
+  uint64_t state_;
+};
+
+void fill_lognormal(std::vector<double>& factors, double variation, Random random) {
+  const double variance = std::log1p(variation * variation), deviation = std::sqrt(variance);
+  const auto factor = [&](double normal) { return std::exp(deviation * normal - variance / 2); };
+  for (size_t i = 0; i < factors.size(); i += 2) {  // two independent normals at a time (Box and Muller)
+    const double radius = std::sqrt(-2 * std::log(random.uniform()));
+    const double angle = 2 * std::numbers::pi * random.uniform();
+    factors[i] = factor(radius * std::cos(angle));
+    if (i + 1 < factors.size()) factors[i + 1] = factor(radius * std::sin(angle));
+  }
+}
+
+NoisyStep summary_of(const Plan& plan, const Timeline& timeline) {
+  const auto [first, last] = window_of(plan, timeline.start, timeline.end);
+  NoisyStep step{last - first, 0, 0};
+  for (size_t lane = 0; lane < plan.lanes.size(); ++lane) {
+    const std::vector<int32_t>& ops = plan.lane_ops[lane];
+    if (plan.lanes[lane].kind != LaneKind::COMPUTE || ops.empty()) continue;
+    double compute_time = 0;
+    for (const int32_t op : ops) compute_time += timeline.end[op] - timeline.start[op];
+    step.largest_compute_time = std::max(step.largest_compute_time, compute_time);
+    step.longest_rank_span = std::max(step.longest_rank_span, timeline.end[ops.back()] - timeline.start[ops.front()]);
+  }
+  return step;
+}
+
+}  // namespace
+
+std::vector<NoisyStep> simulate_noisy(const Plan& plan, ClockCosts costs, double variation, uint64_t seed,
+                                      uint64_t first_step, size_t num_steps) {
+  costs.jitter.resize(plan.num_ops());
+  std::vector<NoisyStep> steps;
+  for (uint64_t step = first_step; step < first_step + num_steps; ++step) {
+    fill_lognormal(costs.jitter, variation, Random(seed, step));
+    steps.push_back(summary_of(plan, simulate(plan, costs)));
+  }
+  return steps;
+}
+
+}  // namespace pipert

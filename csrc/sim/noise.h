@@ -1,0 +1,23 @@
+// Steps whose ops take a little more or less time than they should: what the schedule's figures are then.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan/plan.h"
+#include "sim/costs.h"
+
+namespace pipert {
+
+struct NoisyStep {
+  double makespan;
+  double longest_rank_span;
+  double largest_compute_time;  // of any rank
+};
+
+// Simulates steps in which the time of each op, transfers included, is multiplied by an independent log-normal factor
+// of mean 1 and of this coefficient of variation. A step's factors follow from the seed and its number alone.
+std::vector<NoisyStep> simulate_noisy(const Plan& plan, ClockCosts costs, double variation, uint64_t seed,
+                                      uint64_t first_step, size_t num_steps);
+
+}  // namespace pipert

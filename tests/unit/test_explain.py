@@ -1,0 +1,116 @@
+import itertools
+import json
+import random
+
+import plain_clock
+import pytest
+from random_plans import random_costs, random_plans
+from test_simulate import plan_of
+
+import pipert
+from pipert import ConfigError, Costs, schedules
+from pipert.trace import Trace, explain
+
+
+def steps(seed, count, **options):
+    rng = random.Random(seed)
+    for plan in random_plans(seed=seed, count=count):
+        yield plan, random_costs(rng, plan, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"bandwidth": True}, {"bandwidth": True, "cores": 1.5}])
+def test_idle_time_is_split_without_rest(options):
+    for plan, costs in steps(20, 60, **options):
+        report = pipert.simulate(plan, costs)
+        trace, idle = report.trace, explain(report.trace).idle
+        assert [times.total for times in idle] == pytest.approx([report.makespan - c for c in report.compute_times])
+        for rank, times in enumerate(idle):
+            ops = plan.compute_ops(rank)
+            assert times.overhead == 0
+            assert min(times.dependency, times.communication) >= 0
+            assert times.warm_up == trace.start[ops[0]]
+            assert times.drain == report.makespan - trace.end[ops[-1]]
+        if not options.get("cores"):
+            inner = [times.communication for times in idle]
+            assert all(a <= b + 1e-9 for a, b in zip(inner, report.exposed_comm, strict=True))
+
+
+def test_idle_time_of_a_pipeline_worked_out_by_hand():
+    # Rank 1: 1F0 at 1.5; 1F1 is made at 2, arrives at 2.5. Its backward is at hand. Rank 0 waits for 1B0 (4.5 to 6.5),
+    # which arrives at 7.
+    program = schedules.build("1f1b", num_ranks=2, num_microbatches=1)
+    idle = explain(pipert.simulate(pipert.compile(program), Costs.per_rank(F=1, B=2, p2p=0.5)).trace).idle
+    assert (idle[0].warm_up, idle[0].dependency, idle[0].communication, idle[0].drain) == (0, 3.5, 0.5, 0)
+    assert (idle[1].warm_up, idle[1].dependency, idle[1].communication, idle[1].drain) == (1.5, 0, 0, 2.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"bandwidth": True}, {"bandwidth": True, "cores": 1.5}])
+def test_the_critical_path_has_no_gaps(options):
+    for plan, costs in steps(21, 60, **options):
+        report = pipert.simulate(plan, costs)
+        start, end = report.trace.start, report.trace.end
+        explanation = explain(report.trace)
+        path = explanation.critical_path
+        assert start[path[0].op] == 0
+        assert end[path[-1].op] == pytest.approx(report.makespan)
+        for before, after in itertools.pairwise(path):
+            assert after.waited == pytest.approx(start[after.op] - end[before.op], abs=1e-9)
+            if not options.get("cores"):
+                assert after.waited == pytest.approx(0, abs=1e-9)
+        total = sum(step.waited + end[step.op] - start[step.op] for step in path)
+        assert total == pytest.approx(report.makespan)
+        assert [explanation.slack[step.op] for step in path] == pytest.approx([0] * len(path), abs=1e-9)
+
+
+@pytest.mark.parametrize("bandwidth", [False, True])
+def test_slack_is_what_an_op_can_be_held_up_by(bandwidth):
+    """The independent clock, with each op made longer by its slack, and by a little more."""
+    held_up = 0
+    for plan, costs in steps(22, 12, bandwidth=bandwidth):
+        report = pipert.simulate(plan, costs)
+        slack = explain(report.trace).slack
+        for op in random.Random(1).sample(range(plan.num_ops), min(8, plan.num_ops)):
+            if "SEND" in plan.op_text[op] or "RECV" in plan.op_text[op]:
+                continue
+            for more, longer in ((0.0, False), (0.25, True)):
+                _, end = plain_clock.run(plan, costs, {op: slack[op] + more})
+                expected = report.makespan + (more if longer else 0.0)
+                assert max(end) == pytest.approx(expected), (plan.op_text[op], slack[op], more)
+            held_up += slack[op] > 0
+    assert held_up > 10
+
+
+def test_of_a_measured_step_the_rest_is_overhead():
+    plan = plan_of("1f1b", 1, 2)
+    report = pipert.simulate(plan, Costs.per_rank())
+    start, end = report.trace.start, report.trace.end
+    for op in range(plan.num_ops):  # every op begins half a unit late
+        start[op] += 0.5 * (op + 1)
+        end[op] += 0.5 * (op + 1)
+    measured = Trace(plan, start, end, ready=start, unit="ns")
+    explanation = explain(measured)
+    assert explanation.idle[0].overhead == 1.5
+    assert [step.waited for step in explanation.critical_path] == [0, 0.5, 0.5, 0.5]
+    assert list(explanation.slack) == [0] * plan.num_ops
+
+
+def test_text_and_json():
+    explanation = explain(pipert.simulate(plan_of("1f1b", 3, 40), Costs.per_rank(p2p=0.5)).trace)
+    text = str(explanation)
+    idle, path = text.split("\n\n")
+    assert idle.splitlines()[1].split()[:4] == ["rank", "idle", "warm-up", "dependency"]
+    assert "1RECV_F0" in path
+    assert path.splitlines()[-1].endswith("more parts: --json lists them")
+    figures = json.loads(json.dumps(explanation.to_dict()))
+    assert len(figures["critical_path"]) == len(explanation.critical_path)
+    assert figures["critical_path"][0] == {"op": "0F0", "rank": 0, "start": 0, "end": 1, "waited": 0}
+    assert len(figures["beside"]) == 100
+    assert [op["slack"] for op in figures["beside"]] == sorted(op["slack"] for op in figures["beside"])
+    assert figures["idle"][0]["total"] == explanation.idle[0].total
+
+
+def test_a_part_of_a_step_cannot_be_explained():
+    trace = pipert.simulate(plan_of("1f1b", 2, 2), Costs.per_rank()).trace
+    trace.end[3] = float("nan")
+    with pytest.raises(ConfigError, match=r"the trace lacks .* join the records of all ranks"):
+        explain(trace)
