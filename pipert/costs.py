@@ -140,6 +140,8 @@ class Costs:
         links: (source rank, destination rank) → the speed of that edge, where it is not that of all.
         rank_speed: per rank, how fast it computes: an op takes its time divided by this. Empty: 1 for each.
         overlap: an overlapped pair takes this times the sum of its two parts.
+        recut: whether plans may have another number of stages: the model is then cut anew into pieces of the same
+            length, as if the costs of each stage were spread evenly over it.
 
     Raises:
         ConfigError: a value is negative, not finite, or missing; the message names it.
@@ -154,6 +156,7 @@ class Costs:
     links: Mapping[tuple[int, int], Link] = dataclasses.field(default_factory=dict, hash=False)
     rank_speed: tuple[float, ...] = ()
     overlap: float = 1.0
+    recut: bool = False
 
     def __post_init__(self) -> None:
         check_size("p2p", self.p2p)
@@ -270,7 +273,7 @@ class Costs:
 
     @classmethod
     def from_trace(cls, trace: Trace) -> Costs:
-        """Costs per stage as they were in one step: see `pipert.trace.calibrate`."""
+        """Costs as they were in one step, for plans of any number of stages: see `pipert.trace.calibrate`."""
         from pipert.trace.calibrate import calibrate
 
         return calibrate(trace)
@@ -311,9 +314,29 @@ class Costs:
             chunks = Counter(path)
             shares = {rank: self.stages[0].scaled(1 / count) for rank, count in chunks.items()}
             return tuple(shares[rank] for rank in path)
+        if self.recut and not any(stage.microbatch_scale for stage in self.stages):
+            return _recut(self.stages, plan.num_stages)
         if len(self.stages) != plan.num_stages:
             raise ConfigError(f"costs are for {len(self.stages)} stages, but {where} has {plan.num_stages}")
         return self.stages
+
+
+def _recut(stages: tuple[StageCosts, ...], num_pieces: int) -> tuple[StageCosts, ...]:
+    """Cut a model into pieces of the same length, if each of its stages has the same costs all along."""
+    if len(stages) == num_pieces:
+        return stages
+    whole = [{name: getattr(stage, name) for name in SIZE_NAMES} for stage in stages]
+    for values, stage in zip(whole, stages, strict=True):
+        values |= {"B": stage.full_backward, "R": stage.recompute}
+    pieces = []
+    for piece in range(num_pieces):
+        begin, end = piece * len(stages) / num_pieces, (piece + 1) * len(stages) / num_pieces
+        shares = [max(0.0, min(end, stage + 1) - max(begin, stage)) for stage in range(len(stages))]
+        sums = {
+            name: sum(share * values[name] for share, values in zip(shares, whole, strict=True)) for name in SIZE_NAMES
+        }
+        pieces.append(StageCosts(**sums))
+    return tuple(pieces)
 
 
 def check_size(name: str, value: object) -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from pipert.errors import PipertError
 from pipert.version import __version__
 
-COMMANDS: tuple[str, ...] = ("bench", "check", "doctor", "plan", "schedules", "simulate", "train", "view")
+COMMANDS: tuple[str, ...] = ("bench", "check", "doctor", "plan", "schedules", "simulate", "sweep", "train", "view")
 
 app = typer.Typer(
     name="pipert",

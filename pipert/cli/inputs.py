@@ -18,8 +18,10 @@ TARGET_HELP = (
     "a schedule as PyTorch's CSV, or a plan file."
 )
 COSTS_HELP = (
-    "Costs of a rank's whole share of one microbatch: F, I, W, B, R (times), p2p (latency), bandwidth, message_bytes, "
-    "act (held from F to I), act_w (the part held on to W), e.g. F=1,I=1,W=1,p2p=0."
+    "Costs of a rank's whole share of one microbatch, e.g. F=1,I=1,W=1,p2p=0. Times, in one unit of your choice: F, I, "
+    "W; B where it is not I + W, R where it is not F (or F and B alone: I and W are its halves). Transfers: p2p "
+    "(latency), bandwidth, message_bytes. Memory: act (held from F to I), act_w (the part held on to W), act_kept (on "
+    "to the end). overlap (what an F_B pair takes of its sum), rank_speed=1:1:0.5:1, microbatch_scale=1:1.2:…"
 )
 
 Target = Annotated[str, typer.Argument(metavar="NAME|FILE", help=TARGET_HELP)]
@@ -37,7 +39,16 @@ CostsFile = Annotated[
     typer.Option(
         "--costs-file",
         metavar="FILE",
-        help="The same as a TOML file; where stages differ, one table of the array `stage` for each.",
+        help="The same as a TOML file. Where stages differ, it has a table of the array `stage` for each; where links "
+        "do, of the array `link`, with src, dst, latency, bandwidth.",
+    ),
+]
+CostsFrom = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--costs-from",
+        metavar="TRACE",
+        help="Costs as measured (ms): medians of the step in a trace file such as runs/latest/trace.json.",
     ),
 ]
 MemoryLimit = Annotated[
@@ -50,15 +61,27 @@ HostCores = Annotated[
 ]
 
 
-def load_costs(costs: str | None, costs_file: pathlib.Path | None, host_cores: float | None = None) -> Costs:
+def load_costs(
+    costs: str | None,
+    costs_file: pathlib.Path | None,
+    host_cores: float | None = None,
+    costs_from: pathlib.Path | None = None,
+) -> Costs:
     """Read the costs that a command was given; by default 1 for each of F, I and W.
 
     Raises:
-        ConfigError: both a text and a file are given, or one of them is wrong.
+        ConfigError: more than one source is given, or one of them is wrong.
     """
     from pipert.costs import Costs
 
-    if costs is not None and costs_file is not None:
-        raise ConfigError("give --costs or --costs-file, not both")
-    result = Costs.load(costs_file) if costs_file is not None else Costs.parse(costs or "")
+    options = {"--costs": costs, "--costs-file": costs_file, "--costs-from": costs_from}
+    given = [option for option, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+    if costs_from is not None:
+        from pipert.trace import read_step
+
+        result = Costs.from_trace(read_step(costs_from))
+    else:
+        result = Costs.load(costs_file) if costs_file is not None else Costs.parse(costs or "")
     return result if host_cores is None else dataclasses.replace(result, host_cores=host_cores)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,7 +41,7 @@ def view(
     """
     from pipert import sources
     from pipert.sim import simulate
-    from pipert.trace import read_chrome
+    from pipert.trace import is_trace_file, read_chrome
     from pipert.view import write_timeline
 
     if len(targets) > 2:
@@ -53,7 +52,7 @@ def view(
     some_are_sized = any(map(sources.takes_sizes, targets))
     traces: list[tuple[str, Trace]] = []
     for target in targets:
-        if _is_trace_file(target):
+        if is_trace_file(target):
             traces += read_chrome(target)
             continue
         source = load(target) if some_are_sized and not sources.takes_sizes(target) else load(target, **sizes)
@@ -62,17 +61,6 @@ def view(
         traces = _distinct(traces, targets)
     write_timeline(output, traces)
     typer.echo(f"wrote {output}")
-
-
-def _is_trace_file(target: str) -> bool:
-    """Whether this is a JSON file that holds a trace, and no plan."""
-    if not target.endswith(".json"):
-        return False
-    try:
-        content: Any = json.loads(Path(target).read_bytes())
-    except (OSError, ValueError):
-        return False  # whoever reads it as a plan says what is wrong with it
-    return isinstance(content, dict) and "traceEvents" in content
 
 
 def _distinct(traces: list[tuple[str, Trace]], targets: list[str]) -> list[tuple[str, Trace]]:

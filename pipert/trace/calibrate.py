@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -47,7 +48,8 @@ def calibrate(trace: Trace) -> Costs:
         stages.append(_stage_costs(stage, times))
     latencies = [latency * scale for latency in _latencies(trace)] or [0.0]
     overlaps = [share * scale for share in _overlaps(trace, stages)] or [1.0]
-    return Costs.per_stage(stages, p2p=median(latencies), overlap=median(overlaps))
+    costs = Costs.per_stage(stages, p2p=median(latencies), overlap=median(overlaps))
+    return dataclasses.replace(costs, recut=True)
 
 
 def _stage_costs(stage: int, times: dict[str, Any]) -> StageCosts:

@@ -63,6 +63,30 @@ def read_chrome(path: str | os.PathLike[str]) -> list[tuple[str, Trace]]:
         raise ConfigError(f"trace file {name!r}: {error}") from error
 
 
+def is_trace_file(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a JSON file with traces in it, and no plan; what may be wrong with it, `read_chrome` says."""
+    if not os.fspath(path).endswith(".json"):
+        return False
+    try:
+        with open(path, encoding="utf-8") as file:
+            return '"traceEvents":' in file.read()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def read_step(path: str | os.PathLike[str]) -> Trace:
+    """Read the measured step of a trace file; the first step if none was measured.
+
+    Raises:
+        ConfigError: as `read_chrome` says, or there is no step.
+        PlanError: a plan in it is not valid.
+    """
+    traces = [trace for _, trace in read_chrome(path)]
+    if not traces:
+        raise ConfigError(f"trace file {os.fspath(path)!r} holds no step")
+    return next((trace for trace in traces if trace.unit == "ns"), traces[0])
+
+
 def parse_chrome(content: Any) -> list[tuple[str, Trace]]:
     """Rebuild the labelled traces in the parsed JSON of a trace file.
 

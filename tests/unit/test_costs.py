@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -148,3 +149,20 @@ def test_file_names_what_is_wrong(tmp_path, content, message):
 def test_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read costs file .*none.toml.*: No such file"):
         Costs.load(tmp_path / "none.toml")
+
+
+def test_a_model_cut_anew():
+    stages = [StageCosts(F=2, I=4, W=6, act=1, act_w=0.5), StageCosts(F=4, I=2, W=2, B=3, act=3)]
+    costs = dataclasses.replace(Costs.per_stage(stages), recut=True)
+
+    def cut(num_stages):
+        program = schedules.forward_only([tuple(range(num_stages))], [0])
+        return costs.for_plan(program)
+
+    assert cut(2) == tuple(stages)
+    [whole] = cut(1)
+    assert [whole.F, whole.I, whole.W, whole.full_backward, whole.act, whole.act_w] == [6, 6, 8, 13, 4, 0.5]
+    assert [stage.F for stage in cut(4)] == [1, 1, 2, 2]
+    assert [stage.F for stage in cut(3)] == pytest.approx([4 / 3, 2 / 3 + 4 / 3, 8 / 3])
+    with pytest.raises(ConfigError, match="costs are for 2 stages"):
+        Costs.per_stage(stages).for_plan(schedules.forward_only([(0,)], [0]))
