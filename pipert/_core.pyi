@@ -76,5 +76,5 @@ def explain(
     plan: Plan, start: array[float], end: array[float]
 ) -> tuple[list[dict[str, float]], list[tuple[int, float]], bytes]: ...
 def simulate_noisy(
-    plan: Plan, costs: ClockCosts, variation: float, seed: int, first_step: int, num_steps: int
+    plan: Plan, costs: ClockCosts, *, op_cv: float, straggler: float, seed: int, first_step: int, num_steps: int
 ) -> list[tuple[float, float, float]]: ...

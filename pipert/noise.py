@@ -30,6 +30,7 @@ class Noise:
         cv: every op, transfers included, takes its time multiplied by a log-normal factor of mean 1 whose standard
             deviation is this (the coefficient of variation), independently of all others.
         stragglers: (rank, factor): all compute ops of the rank take this many times longer.
+        any_straggler: the same in each step for one rank, picked at random.
 
     Raises:
         ConfigError: a value is negative or not finite, a factor is 0, or a rank is given twice.
@@ -37,10 +38,11 @@ class Noise:
 
     cv: float = 0.0
     stragglers: tuple[tuple[int, float], ...] = ()
+    any_straggler: float = 1.0
 
     def __post_init__(self) -> None:
         check_size("cv", self.cv)
-        for rank, factor in self.stragglers:
+        for rank, factor in (*self.stragglers, ("any", self.any_straggler)):
             check_size(f"the factor of straggler {rank}", factor)
             if factor == 0:
                 raise ConfigError(f"the factor of straggler {rank} must be positive")
@@ -50,29 +52,28 @@ class Noise:
 
     @classmethod
     def parse(cls, text: str) -> Noise:
-        """Read ``"cv=0.05,straggler=2:1.3"``; ``straggler=RANK:FACTOR`` may be repeated.
+        """Read ``"cv=0.05,straggler=2:1.3"``; ``straggler=RANK:FACTOR`` may be repeated, RANK may be ``any``.
 
         Raises:
             ConfigError: an item is malformed, unknown or given twice; the message names it.
         """
-        cv: float | None = None
+        once: dict[str, float] = {}
         stragglers: list[tuple[int, float]] = []
         for item in (item.strip() for item in text.split(",") if item.strip()):
             name, _, value = item.partition("=")
+            rank, _, factor = value.partition(":")
             try:
-                if name == "cv" and cv is None:
-                    cv = float(value)
-                    continue
-                if name == "straggler":
-                    rank, _, factor = value.partition(":")
+                if name == "straggler" and rank != "any":
                     stragglers.append((int(rank), float(factor)))
                     continue
-            except ValueError:
+                field = {"cv": "cv", "straggler": "any_straggler"}[name]
+                number = float(value if name == "cv" else factor)
+            except (KeyError, ValueError):
                 raise ConfigError(f"noise: {item!r} is not cv=NUMBER or straggler=RANK:FACTOR") from None
-            if name == "cv":
-                raise ConfigError("noise: cv is given more than once")
-            raise ConfigError(f"noise: {item!r} is not cv=NUMBER or straggler=RANK:FACTOR")
-        return cls(cv or 0.0, tuple(stragglers))
+            if field in once:
+                raise ConfigError(f"noise: {name} is given more than once")
+            once[field] = number
+        return cls(**once, stragglers=tuple(stragglers))
 
     def slow_down(self, costs: Costs, num_ranks: int) -> Costs:
         """Return the costs with the stragglers as slow as they are.
@@ -162,7 +163,15 @@ def simulate(
     steps: list[tuple[float, float, float]] = []
     while len(steps) < num_steps:
         count = min(_STEPS_AT_ONCE, num_steps - len(steps))
-        steps += _core.simulate_noisy(plan.native, native, noise.cv, seed % 2**64, len(steps), count)
+        steps += _core.simulate_noisy(
+            plan.native,
+            native,
+            op_cv=noise.cv,
+            straggler=noise.any_straggler,
+            seed=seed % 2**64,
+            first_step=len(steps),
+            num_steps=count,
+        )
         if progress is not None:
             progress(count)
     return Spread(

@@ -127,11 +127,12 @@ py::tuple explain_columns(const Plan& plan, const py::buffer& start, const py::b
 }
 
 // (makespan, longest rank span, largest compute time) of each step. The GIL is released meanwhile.
-std::vector<std::tuple<double, double, double>> noisy_steps(const Plan& plan, const ClockCosts& costs, double variation,
-                                                            uint64_t seed, uint64_t first_step, size_t num_steps) {
+std::vector<std::tuple<double, double, double>> noisy_steps(const Plan& plan, const ClockCosts& costs, double op_cv,
+                                                            double straggler, uint64_t seed, uint64_t first_step,
+                                                            size_t num_steps) {
   const py::gil_scoped_release release;
   std::vector<std::tuple<double, double, double>> steps;
-  for (const NoisyStep& step : simulate_noisy(plan, costs, variation, seed, first_step, num_steps)) {
+  for (const NoisyStep& step : simulate_noisy(plan, costs, {op_cv, straggler}, seed, first_step, num_steps)) {
     steps.emplace_back(step.makespan, step.longest_rank_span, step.largest_compute_time);
   }
   return steps;
@@ -147,8 +148,8 @@ void bind_sim(py::module_& m) {
            "or empty; links: (source, destination, latency, occupancy) of edges that are not like the others.");
   m.def("simulate", &simulate_plan, py::arg("plan"), py::arg("costs"),
         "Start and end of every op on the virtual clock, as bytes of doubles.");
-  m.def("simulate_noisy", &noisy_steps, py::arg("plan"), py::arg("costs"), py::arg("variation"), py::arg("seed"),
-        py::arg("first_step"), py::arg("num_steps"),
+  m.def("simulate_noisy", &noisy_steps, py::arg("plan"), py::arg("costs"), py::kw_only(), py::arg("op_cv"),
+        py::arg("straggler"), py::arg("seed"), py::arg("first_step"), py::arg("num_steps"),
         "Steps with log-normal op times: of each its makespan, longest rank span and largest compute time of a rank.");
   m.def(
       "explain", &explain_columns, py::arg("plan"), py::arg("start"), py::arg("end"),

@@ -30,8 +30,8 @@ class Random {
   uint64_t state_;
 };
 
-void fill_lognormal(std::vector<double>& factors, double variation, Random random) {
-  const double variance = std::log1p(variation * variation), deviation = std::sqrt(variance);
+void fill_lognormal(std::vector<double>& factors, double cv, Random& random) {
+  const double variance = std::log1p(cv * cv), deviation = std::sqrt(variance);
   const auto factor = [&](double normal) { return std::exp(deviation * normal - variance / 2); };
   for (size_t i = 0; i < factors.size(); i += 2) {  // two independent normals at a time (Box and Muller)
     const double radius = std::sqrt(-2 * std::log(random.uniform()));
@@ -57,13 +57,19 @@ NoisyStep summary_of(const Plan& plan, const Timeline& timeline) {
 
 }  // namespace
 
-std::vector<NoisyStep> simulate_noisy(const Plan& plan, ClockCosts costs, double variation, uint64_t seed,
+std::vector<NoisyStep> simulate_noisy(const Plan& plan, ClockCosts costs, const Variation& variation, uint64_t seed,
                                       uint64_t first_step, size_t num_steps) {
   costs.jitter.resize(plan.num_ops());
+  if (costs.rank_speed.empty()) costs.rank_speed.assign(plan.num_ranks, 1.0);
   std::vector<NoisyStep> steps;
   for (uint64_t step = first_step; step < first_step + num_steps; ++step) {
-    fill_lognormal(costs.jitter, variation, Random(seed, step));
+    Random random(seed, step);
+    double& speed = costs.rank_speed[static_cast<size_t>(random.uniform() * plan.num_ranks)];
+    const double full_speed = speed;
+    speed /= variation.straggler;
+    fill_lognormal(costs.jitter, variation.op_cv, random);
     steps.push_back(summary_of(plan, simulate(plan, costs)));
+    speed = full_speed;
   }
   return steps;
 }

@@ -15,9 +15,14 @@ struct NoisyStep {
   double largest_compute_time;  // of any rank
 };
 
-// Simulates steps in which the time of each op, transfers included, is multiplied by an independent log-normal factor
-// of mean 1 and of this coefficient of variation. A step's factors follow from the seed and its number alone.
-std::vector<NoisyStep> simulate_noisy(const Plan& plan, ClockCosts costs, double variation, uint64_t seed,
+struct Variation {
+  double op_cv = 0;      // coefficient of variation of every op's time, transfers included
+  double straggler = 1;  // in each step one rank, picked at random, takes this many times longer to compute
+};
+
+// Simulates steps in which the time of each op is multiplied by an independent log-normal factor of mean 1. What varies
+// in a step follows from the seed and its number alone.
+std::vector<NoisyStep> simulate_noisy(const Plan& plan, ClockCosts costs, const Variation& variation, uint64_t seed,
                                       uint64_t first_step, size_t num_steps);
 
 }  // namespace pipert

@@ -35,6 +35,7 @@ def plan(
     chunks: inputs.Chunks = None,
     costs: inputs.CostsText = None,
     costs_file: inputs.CostsFile = None,
+    costs_from: inputs.CostsFrom = None,
     memory_limit: inputs.MemoryLimit = None,
     format: Annotated[
         Format | None,
@@ -60,7 +61,7 @@ def plan(
     from pipert import sources
     from pipert.planfile import dumps
 
-    known_costs = inputs.load_costs(costs, costs_file)
+    known_costs = inputs.load_costs(costs, costs_file, costs_from=costs_from)
     source = sources.load(
         target, ranks=ranks, microbatches=microbatches, chunks=chunks, costs=known_costs, memory_limit=memory_limit
     )

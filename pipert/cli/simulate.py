@@ -42,7 +42,7 @@ def simulate(
         typer.Option(
             metavar="cv=X,straggler=RANK:FACTOR",
             help="Simulate many steps in which op times vary (log-normal, mean 1, coefficient of variation cv) and "
-            "stragglers take FACTOR times as long; print quantiles.",
+            "stragglers take FACTOR times as long (RANK any: another rank in each step); print quantiles.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="How many noisy steps.")] = 200,

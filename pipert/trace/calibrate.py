@@ -31,7 +31,7 @@ def calibrate(trace: Trace) -> Costs:
     The time of each (stage, kind) is the median over its microbatches; the latency of a transfer the median of the time
     from the end of the op that made the message to its arrival, over those transfers whose receiver was ready by then;
     the overlap the median of a pair's time over the sum of its parts'. A stage of which only full backwards were seen
-    gets halves of them as its I and W. Activation sizes are not in a trace: they are the default.
+    gets halves of them as its I and W. Activation sizes are not in a trace: a rank holds 1 per microbatch from F to I.
 
     Raises:
         ConfigError: the trace lacks ops, or has no forward or no backward of some stage outside of a pair.
@@ -43,21 +43,21 @@ def calibrate(trace: Trace) -> Costs:
         if item.kind in _TIMES:
             seen[item.stage, _TIMES[item.kind]].append((trace.end[op] - trace.start[op]) * scale)
     stages = []
-    for stage in range(trace.plan.num_stages):
+    for stage, share in enumerate(Costs.per_rank().for_plan(trace.plan)):
         times = {name: median(seen[stage, name]) for name in _TIMES.values() if (stage, name) in seen}
-        stages.append(_stage_costs(stage, times))
+        stages.append(_stage_costs(stage, times, share.act))
     latencies = [latency * scale for latency in _latencies(trace)] or [0.0]
     overlaps = [share * scale for share in _overlaps(trace, stages)] or [1.0]
     costs = Costs.per_stage(stages, p2p=median(latencies), overlap=median(overlaps))
     return dataclasses.replace(costs, recut=True)
 
 
-def _stage_costs(stage: int, times: dict[str, Any]) -> StageCosts:
+def _stage_costs(stage: int, times: dict[str, Any], act: float) -> StageCosts:
     if "F" not in times:
         raise ConfigError(f"the trace has no forward of stage {stage} outside of an overlapped pair")
     if "B" in times:
         times = {"I": times["B"] / 2, "W": times["B"] / 2} | times
-    return StageCosts(**({"I": 0.0, "W": 0.0} | times))
+    return StageCosts(**({"I": 0.0, "W": 0.0} | times), act=act)
 
 
 def _overlaps(trace: Trace, stages: Sequence[StageCosts]) -> Iterator[float]:

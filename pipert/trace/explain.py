@@ -112,7 +112,11 @@ class Explanation:
         for rank, times in enumerate(self.idle):
             numbers = (times.total, *(getattr(times, name) for name in names), critical[rank])
             rows.append((str(rank), *(f"{number * scale:.6g}" for number in numbers)))
-        return f"idle time{unit and ','}{unit}\n{table(rows)}"
+        return f"idle time{unit and ','}{unit}{self._uncertainty()}\n{table(rows)}"
+
+    def _uncertainty(self) -> str:
+        uncertainty_ns = max((clock.uncertainty_ns for clock in self.trace.clocks), default=0)
+        return f" (the ranks' clocks agree to ±{uncertainty_ns * 1e-6:.6g} ms)" if uncertainty_ns else ""
 
     def _path_table(self) -> str:
         scale, unit = self._scale()

@@ -6,7 +6,9 @@
 #include "expect.h"
 #include "hand_plan.h"
 #include "sim/clock.h"
+#include "sim/explain.h"
 #include "sim/figures.h"
+#include "sim/noise.h"
 
 namespace {
 
@@ -84,6 +86,44 @@ void test_costs_of_other_sizes() {
   EXPECT_THROWS(ConfigError, simulate(plan, costs), "the cost of F has 1 entries, expected 3");
 }
 
+// Two ranks, one microbatch: 0F0 to 1, its message to 1.75, 1F0 to 2.75, 1B0 to 4.75, its message to 5.5, 0B0 to 7.5.
+void test_explanation() {
+  const Plan plan = HandPlan::chain(2, 1);
+  const Timeline timeline = simulate(plan, costs_of(plan, 0.25, 0.5, 0));
+  const Explanation explanation = explain(plan, timeline.start, timeline.end);
+  const IdleTimes& first = explanation.ranks[0];
+  EXPECT(near(first.warm_up, 0) && near(first.dependency, 3.75) && near(first.communication, 0.75));
+  EXPECT(near(first.drain, 0) && near(first.overhead, 0));
+  const IdleTimes& second = explanation.ranks[1];
+  EXPECT(near(second.warm_up, 1.75) && near(second.dependency, 0) && near(second.drain, 2.75));
+  EXPECT(explanation.critical_path.size() == 6);  // no SEND: the path goes through what arrives
+  for (const auto& [op, waited] : explanation.critical_path) EXPECT(near(waited, 0));
+  for (const double slack : explanation.slack) EXPECT(near(slack, 0));
+}
+
+void test_slack_beside_the_path() {
+  const Plan plan = HandPlan::chain(2, 2);
+  ClockCosts costs = costs_of(plan, 0, 0, 0);
+  costs.rank_speed = {1, 0.25};  // the second rank computes all the time from 1 on: 0F1 has 1 to 5 to arrive in
+  const Timeline timeline = simulate(plan, costs);
+  const Explanation explanation = explain(plan, timeline.start, timeline.end);
+  EXPECT(near(explanation.slack[HandPlan::find(plan, "0F1")], 3));
+  EXPECT(near(explanation.slack[HandPlan::find(plan, "0SEND_F1")], 3));
+  EXPECT(near(explanation.slack[HandPlan::find(plan, "1RECV_F1")], 3));
+  EXPECT(near(explanation.slack[HandPlan::find(plan, "1F1")], 0));
+}
+
+void test_noise_is_repeatable() {
+  const Plan plan = HandPlan::chain(3, 4);
+  const ClockCosts costs = costs_of(plan, 0.25, 0, 0);
+  const double quiet = run(plan, costs).makespan;
+  EXPECT(near(simulate_noisy(plan, costs, {}, 1, 0, 1)[0].makespan, quiet));
+  const auto all = simulate_noisy(plan, costs, {.op_cv = 0.2}, 7, 0, 6),
+             last = simulate_noisy(plan, costs, {.op_cv = 0.2}, 7, 4, 2);
+  EXPECT(all.size() == 6 && last[1].makespan == all[5].makespan);
+  EXPECT(all[0].makespan != all[1].makespan && all[0].makespan != quiet);
+}
+
 }  // namespace
 
 int main() {
@@ -92,4 +132,7 @@ int main() {
   test_one_core_for_all();
   test_a_slow_rank_and_a_slow_link();
   test_costs_of_other_sizes();
+  test_explanation();
+  test_slack_beside_the_path();
+  test_noise_is_repeatable();
 }

@@ -16,6 +16,10 @@ def times(stage, names):
     return [getattr(stage, name) for name in names]
 
 
+def costs_of(num_stages):
+    return Costs.per_stage([StageCosts()] * num_stages)
+
+
 def test_a_simulated_step_gives_its_costs_back():
     stages = [StageCosts(F=1 + stage, I=2, W=3) for stage in range(4)]
     costs = Costs.per_stage(stages, p2p=0.25)
@@ -23,6 +27,8 @@ def test_a_simulated_step_gives_its_costs_back():
     assert again.p2p == pytest.approx(0.25)
     for found, stage in zip(again.stages, stages, strict=True):
         assert times(found, "FIW") == pytest.approx(times(stage, "FIW"))
+        assert found.act == 1
+    assert Costs.from_trace(pipert.simulate(plan_of("zb-v", 4, 8), costs_of(8)).trace).stages[3].act == 0.5
 
 
 def test_what_is_calibrated_predicts_the_step():

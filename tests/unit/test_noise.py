@@ -27,6 +27,17 @@ def test_a_straggler_is_a_slow_rank():
     assert spread.makespan.p50 == pytest.approx(slow.makespan)
 
 
+def test_any_rank_may_be_the_straggler():
+    # Ranks of unequal work, so that the makespan tells which of them was slow.
+    plan = plan_of("1f1b", 3, 6)
+    speed = (1, 0.9, 0.8)
+    slowed = [[each / (2 if rank == slow else 1) for rank, each in enumerate(speed)] for slow in range(3)]
+    expected = sorted(pipert.simulate(plan, Costs.per_rank(rank_speed=speeds)).makespan for speeds in slowed)
+    costs = Costs.per_rank(rank_speed=speed)
+    spread = simulate(plan, costs, Noise.parse("straggler=any:2"), num_steps=300)
+    assert [spread.makespan.p5, spread.makespan.p50, spread.makespan.p95] == pytest.approx(expected)
+
+
 def test_factors_have_mean_1_and_the_given_variation():
     # One op in a step, so that a step's makespan is its factor.
     plan = pipert.compile(pipert.schedules.forward_only([(0,)], [0]))
@@ -73,7 +84,7 @@ def test_text_and_json():
     spread = simulate(plan_of("1f1b", 2, 4), COSTS, Noise.parse("cv=0.1,straggler=1:1.5"), num_steps=10, seed=1)
     figures = json.loads(json.dumps(spread.to_dict()))
     assert figures["makespan"]["p50"] == spread.makespan.p50
-    assert figures["noise"] == {"cv": 0.1, "stragglers": [[1, 1.5]]}
+    assert figures["noise"] == {"cv": 0.1, "stragglers": [[1, 1.5]], "any_straggler": 1}
     assert str(spread).splitlines()[0].split() == ["10", "noisy", "steps", "p5", "p50", "p95", "mean"]
 
 
@@ -84,6 +95,9 @@ def test_text_and_json():
         ("straggler=2", "'straggler=2' is not"),
         ("sigma=2", "'sigma=2' is not"),
         ("cv=1,cv=2", "cv is given more than once"),
+        ("straggler=any", "'straggler=any' is not"),
+        ("straggler=any:0", "the factor of straggler any must be positive"),
+        ("straggler=any:2,straggler=any:2", "straggler is given more than once"),
         ("cv=-1", "cv must be finite and not negative"),
         ("cv=nan", "cv must be finite"),
         ("straggler=1:0", "the factor of straggler 1 must be positive"),
