@@ -10,18 +10,32 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipert.errors import ConfigError
+from pipert.replicas import Replica
 
 LossReduction = Literal["microbatch", "token"]
-Copy = tuple[int, str]
-"""A parameter of the pipeline: its stage, and its name in the stage's module."""
-Tie = Sequence[Copy]
-"""Copies, on several stages, of one parameter."""
+Tie = Sequence[tuple[int, str]]
+"""Copies, on several stages, of one parameter: (stage, its name in the stage's module) each."""
+
+
+class Copy(NamedTuple):
+    """A parameter where it stands; the order of copies is that in which their gradients are summed.
+
+    Attributes:
+        rank: the rank.
+        stage: the stage.
+        name: its name in the stage's module.
+    """
+
+    rank: int
+    stage: int
+    name: str
+
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -252,16 +266,30 @@ def clear_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.main_grad = None  # type: ignore[attr-defined]
 
 
-def tied_in_rank_order(tie: Tie, stage_ranks: Sequence[int]) -> list[Copy]:
-    """Return the copies of one parameter in the order in which their gradients are summed: by rank, then by stage."""
-    return sorted(tie, key=lambda copy: (stage_ranks[copy[0]], copy[0]))
+def model_parameters(names: Mapping[Replica, Iterable[str]], tied: Iterable[Tie] = ()) -> list[tuple[Copy, ...]]:
+    """List the parameters of the model, each once, as all of its copies.
 
+    Copies are made by ties and by replicas: of a tied parameter, those on every rank that holds one of its stages.
 
-def sum_tied(gradients: Iterable[Tensor | None]) -> Tensor | None:
-    """Sum the copies' gradients in the given order (:func:`tied_in_rank_order`) into new memory.
+    Args:
+        names: per replica, the names of the parameters that require grad, as ``named_parameters`` gives them.
+        tied: the ties; each may name a parameter that no other names.
 
-    None where no copy has one.
+    Returns:
+        The parameters in model order, that of the global norm: by their lowest stage, then as its module names them.
+        The copies of each in the order in which their gradients are summed: by rank, then by stage.
     """
+    tie_of = {member: tuple(sorted(tie)) for tie in tied for member in tie}
+    copies: dict[tuple[tuple[int, str], ...], list[Copy]] = {}
+    for rank, stage in sorted(names, key=lambda replica: replica[::-1]):
+        for name in names[rank, stage]:
+            members = tie_of.get((stage, name), ((stage, name),))
+            copies.setdefault(members, []).append(Copy(rank, stage, name))
+    return [tuple(sorted(each)) for each in copies.values()]
+
+
+def sum_copies(gradients: Iterable[Tensor | None]) -> Tensor | None:
+    """Sum the gradients of one parameter's copies in the given order into new memory; None where no copy has one."""
     total: Tensor | None = None
     for gradient in gradients:
         if gradient is not None:
@@ -269,20 +297,15 @@ def sum_tied(gradients: Iterable[Tensor | None]) -> Tensor | None:
     return total
 
 
-def model_order(parameter_names: Mapping[int, Iterable[str]], tied: Iterable[Tie] = ()) -> list[Copy]:
-    """Return the parameters of the global norm in its order: by stage, then as the module names them.
-
-    Args:
-        parameter_names: per stage, the names of the parameters that require grad, as ``named_parameters`` gives them.
-        tied: of each tie only the copy on the lowest stage counts.
-    """
-    later_copies = {copy for tie in tied for copy in sorted(tie)[1:]}
-    return [
-        (stage, name)
-        for stage in sorted(parameter_names)
-        for name in parameter_names[stage]
-        if (stage, name) not in later_copies
-    ]
+def set_gradient(parameter: Tensor, total: Tensor) -> None:
+    """Give a copy of a parameter the sum of all copies' gradients, where it has its own."""
+    gradient = gradient_of(parameter)
+    if gradient is not None:
+        gradient.copy_(total)
+    elif hasattr(parameter, "main_grad") or total.dtype != parameter.dtype:
+        parameter.main_grad = total.clone()  # type: ignore[attr-defined]
+    else:
+        parameter.grad = total.clone()
 
 
 def gradient_norm(parameter: Tensor) -> Tensor:
@@ -296,7 +319,7 @@ def gradient_norm(parameter: Tensor) -> Tensor:
 
 
 def global_norm(norms: Sequence[Tensor]) -> Tensor:
-    """Return the 2-norm over all parameters, from each one's norm in :func:`model_order`; scalar.
+    """Return the 2-norm over all parameters, from each one's norm in the order of :func:`model_parameters`; scalar.
 
     The same bits as :func:`torch.nn.utils.clip_grad_norm_` computes from the same gradients.
     """

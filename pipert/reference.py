@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipert.errors import ConfigError
 from pipert.numerics import (
+    Copy,
     LossReduction,
     Tie,
     add_to_main_grad,
@@ -23,15 +24,16 @@ from pipert.numerics import (
     gradient_norm,
     gradient_of,
     microbatch_loss,
-    model_order,
+    model_parameters,
     preserved_rng,
     seed_op,
+    set_gradient,
     split_microbatches,
-    sum_tied,
-    tied_in_rank_order,
+    sum_copies,
     total_loss,
 )
 from pipert.ops import OpKind
+from pipert.replicas import ByStage, Replica, by_replica, replicas
 
 if TYPE_CHECKING:
     from pipert.plan import Plan
@@ -57,7 +59,7 @@ class ReferenceResult:
 
 def reference_step(
     plan: Plan,
-    modules: Mapping[int, nn.Module],
+    modules: ByStage[nn.Module],
     inputs: Any,
     targets: Any,
     loss_fn: Callable[..., Any],
@@ -73,13 +75,14 @@ def reference_step(
 ) -> ReferenceResult:
     """Compute one step's loss and gradients without pipeline, engine or split backward.
 
-    Every microbatch, ascending, runs through all modules in one autograd graph. Of the plan only the order counts in
-    which each stage adds its microbatches' gradients, and the stages' ranks, in whose order tied copies are summed.
-    Gradients are added to those that the parameters have already.
+    Every microbatch, ascending, runs through all modules of its path in one autograd graph. Of the plan only the order
+    counts in which each replica of a stage adds its microbatches' gradients, and the ranks, in whose order replicas and
+    tied copies are summed. Gradients are added to those that the parameters have already.
 
     Args:
         plan: any plan with these stages and microbatches.
-        modules: one per stage; no parameter belongs to two of them (copies do, see ``tied``).
+        modules: one per stage, by its number, or by (rank, stage) where several ranks hold it; no parameter belongs to
+            two of them (copies do: replicas, and see ``tied``).
         inputs: for stage 0, see :func:`pipert.numerics.split_microbatches`.
         targets: for ``loss_fn``, likewise.
         loss_fn: takes (output of the last stage, target); returns the loss, or (sum, count).
@@ -87,10 +90,10 @@ def reference_step(
         seed: with ``step``, stage and microbatch it seeds the random numbers of each forward on the CPU; the caller's
             random state is the same after as before.
         step: the number of this step.
-        tied: copies of one parameter, as (stage, name) each; all get the sum of their gradients.
+        tied: copies of one parameter, as (stage, name) each; all of them, on all replicas, get one sum of gradients.
         clip_norm: the largest global norm; None does not clip.
         main_grad_dtype: as in :class:`pipert.Stage`.
-        accumulate: leave out what ends a step: tied sums, the division by tokens, the norm and clipping.
+        accumulate: leave out what ends a step: sums over copies, the division by tokens, the norm and clipping.
         num_tokens: the ``num_tokens`` that the accumulated steps before this one returned last.
 
     Returns:
@@ -100,14 +103,14 @@ def reference_step(
         ConfigError: modules, inputs, ties or options that do not fit the plan or each other.
     """
     stages = range(plan.num_stages)
-    if sorted(modules) != list(stages):
-        raise ConfigError(f"the plan has stages 0 to {plan.num_stages - 1}, modules were given for {sorted(modules)}")
+    here = by_replica(plan, modules, range(plan.num_ranks))
     reduction = check_reduction(loss_reduction)
-    parameters = [[p for p in modules[stage].parameters() if p.requires_grad] for stage in stages]
-    flat = [p for of_stage in parameters for p in of_stage]
+    parameters = {replica: [p for p in module.parameters() if p.requires_grad] for replica, module in here.items()}
+    flat = [p for of_replica in parameters.values() for p in of_replica]
     if len({id(p) for p in flat}) < len(flat):
         raise ConfigError("two stages share a parameter; give each its own copy, and name the copies in tied")
-    sums = [_OrderedSum(p, order, main_grad_dtype) for p, order in zip(parameters, _orders(plan), strict=True)]
+    orders = _orders(plan)
+    sums = {replica: _OrderedSum(parameters[replica], orders[replica], main_grad_dtype) for replica in here}
 
     microbatches = zip(
         split_microbatches(inputs, plan.num_microbatches),
@@ -118,27 +121,29 @@ def reference_step(
     with preserved_rng(), torch.enable_grad():
         for microbatch, (batch, target) in enumerate(microbatches):
             values = as_tensors(batch)
-            for stage in stages:
-                seed_op(seed, step, stage, microbatch)
-                values = as_tensors(modules[stage](*values))
+            path = [(plan.rank_of_stage(stage, microbatch), stage) for stage in stages]
+            for replica in path:
+                seed_op(seed, step, replica[1], microbatch)
+                values = as_tensors(here[replica](*values))
             loss = microbatch_loss(loss_fn, values, target, reduction, plan.num_microbatches)
-            grads = torch.autograd.grad(loss.root, flat, loss.root_grad, allow_unused=True) if flat else ()
+            wanted = [p for replica in path for p in parameters[replica]]
+            grads = torch.autograd.grad(loss.root, wanted, loss.root_grad, allow_unused=True) if wanted else ()
             at = 0
-            for stage in stages:
-                sums[stage].add(microbatch, grads[at : at + len(parameters[stage])])
-                at += len(parameters[stage])
+            for replica in path:
+                sums[replica].add(microbatch, grads[at : at + len(parameters[replica])])
+                at += len(parameters[replica])
             losses.append(replace(loss, root=loss.value))  # without its graph
 
     mean, per_microbatch, count = total_loss(losses)
     count = count + num_tokens
     norm = None
     if not accumulate:
-        norm = _finish(modules, plan.only_path, tied, clip_norm, count if reduction == "token" else None)
+        norm = _finish(here, tied, clip_norm, count if reduction == "token" else None)
     return ReferenceResult(mean, per_microbatch, count, norm)
 
 
 class _OrderedSum:
-    """Adds the gradients of a stage's microbatches in the plan's order, in whatever order they come."""
+    """Adds the gradients of a replica's microbatches in the plan's order, in whatever order they come."""
 
     def __init__(self, parameters: list[nn.Parameter], order: list[int], main_grad_dtype: torch.dtype | None) -> None:
         self._parameters = parameters
@@ -165,57 +170,45 @@ class _OrderedSum:
             parameter.grad += grad
 
 
-def _orders(plan: Plan) -> list[list[int]]:
-    """Return, per stage, its microbatches in the order in which their gradients are added."""
-    orders: list[list[int]] = [[] for _ in range(plan.num_stages)]
+def _orders(plan: Plan) -> dict[Replica, list[int]]:
+    """Return, per replica, its microbatches in the order in which their gradients are added."""
+    orders: dict[Replica, list[int]] = {replica: [] for replica in replicas(plan, range(plan.num_ranks))}
     for op in plan.ops:
         for part in op.unpacked:
             if part.kind in (OpKind.BACKWARD, OpKind.WEIGHT_GRAD):
-                orders[part.stage].append(part.microbatch)
-    for stage, order in enumerate(orders):
-        if sorted(order) != list(range(plan.num_microbatches)):
+                orders[plan.rank_of_stage(part.stage, part.microbatch), part.stage].append(part.microbatch)
+    for stage in range(plan.num_stages):
+        done = [microbatch for rank in plan.holders(stage) for microbatch in orders[rank, stage]]
+        if sorted(done) != list(range(plan.num_microbatches)):
             raise ConfigError(f"the plan has no backward for each microbatch of stage {stage}")
     return orders
 
 
 def _finish(
-    modules: Mapping[int, nn.Module],
-    stage_ranks: Sequence[int],
-    tied: Iterable[Tie],
-    clip_norm: float | None,
-    num_tokens: Tensor | None,
+    modules: Mapping[Replica, nn.Module], tied: Iterable[Tie], clip_norm: float | None, num_tokens: Tensor | None
 ) -> Tensor:
     named = {
-        (stage, name): parameter
-        for stage in sorted(modules)
-        for name, parameter in modules[stage].named_parameters()
+        Copy(rank, stage, name): parameter
+        for (rank, stage), module in modules.items()
+        for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
-    ties = [tied_in_rank_order(tie, stage_ranks) for tie in tied]
-    for tie in ties:
-        for copy in tie:
-            if copy not in named:
-                raise ConfigError(f"tied names {copy[1]!r} on stage {copy[0]}, which has no such parameter to train")
-        _set_gradients([named[copy] for copy in tie])
+    names: dict[Replica, list[str]] = {}
+    for rank, stage, name in named:
+        names.setdefault((rank, stage), []).append(name)
+    tied = [tuple(tie) for tie in tied]
+    for stage, name in (member for tie in tied for member in tie):
+        if all((stage, name) != copy[1:] for copy in named):
+            raise ConfigError(f"tied names {name!r} on stage {stage}, which has no such parameter to train")
+    parameters = model_parameters(names, tied)
+    for copies in parameters:
+        total = sum_copies(gradient_of(named[copy]) for copy in copies) if len(copies) > 1 else None
+        if total is not None:
+            for copy in copies:
+                set_gradient(named[copy], total)
     if num_tokens is not None:
         divide_gradients(named.values(), num_tokens)
-    names: dict[int, list[str]] = {}
-    for stage, name in named:
-        names.setdefault(stage, []).append(name)
-    norm = global_norm([gradient_norm(named[copy]) for copy in model_order(names, ties)])
+    norm = global_norm([gradient_norm(named[copies[0]]) for copies in parameters])
     if clip_norm is not None:
         clip_gradients(named.values(), clip_coefficient(norm, clip_norm))
     return norm
-
-
-def _set_gradients(copies: list[nn.Parameter]) -> None:
-    """Give all copies of a parameter the sum of their gradients."""
-    total = sum_tied([gradient_of(copy) for copy in copies])
-    if total is None:
-        return
-    for copy in copies:
-        gradient = gradient_of(copy)
-        if gradient is None:
-            copy.grad = total.clone()
-        else:
-            gradient.copy_(total)

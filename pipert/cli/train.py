@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from pipert.errors import ConfigError, PeerLost, PipertError, PlanError, StageError
-from pipert.train.config import ModelConfig, TrainConfig
+from pipert.train.config import DEFAULT_LAYERS, ModelConfig, TrainConfig
 
 _PIPELINE, _MODEL, _TRAINING = "Pipeline", "Model", "Training"
 _INTERRUPTED = 130  # 128 + SIGINT
@@ -51,7 +51,10 @@ def train(
     one_process: Annotated[
         bool, _option("Run all ranks in this one process, e.g. under a debugger.", _PIPELINE, "--one-process")
     ] = False,
-    layers: Annotated[int, _option("Transformer layers, spread evenly over the stages.", _MODEL)] = 8,
+    layers: Annotated[
+        int | None,
+        _option("Transformer layers, spread over the stages.", _MODEL, show_default="8, or one for each stage"),
+    ] = None,
     dim: Annotated[int, _option("Width.", _MODEL)] = 128,
     heads: Annotated[int, _option("Attention heads.", _MODEL)] = 4,
     seq_len: Annotated[int, _option("Bytes per sequence.", _MODEL)] = 128,
@@ -75,9 +78,10 @@ def train(
     timed: Annotated[
         str | None,
         _option(
-            "Stages that only take so many ms per rank and microbatch: measured must be within 5% of predicted.",
+            "Stages that only take so many ms per rank and microbatch, or as long as a costs file says: measured must "
+            "be within 5% of predicted.",
             _CHECKS,
-            metavar="F=…,I=…,W=…",
+            metavar="F=…,I=…,W=…|FILE.toml",
         ),
     ] = None,
     data: Annotated[
@@ -101,7 +105,8 @@ def train(
     torchrun --nproc-per-node 4 -m pipert train --steps 500 --save out
     """  # noqa: D301
     config = TrainConfig(
-        model=ModelConfig(layers, dim, heads, seq_len, positions, tied),
+        model=ModelConfig(DEFAULT_LAYERS if layers is None else layers, dim, heads, seq_len, positions, tied),
+        more_layers=layers is None,
         schedule=schedule,
         ranks=ranks,
         microbatches=microbatches,

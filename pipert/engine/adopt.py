@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from pipert.engine.routes import recomputed_stages
 from pipert.errors import ConfigError
+from pipert.replicas import ByStage, Replica, by_replica
 from pipert.stages import Stage, StageProtocol
 
 if TYPE_CHECKING:
@@ -16,29 +17,26 @@ if TYPE_CHECKING:
 
 
 def adopt(
-    plan: Plan, stages: Mapping[int, nn.Module | StageProtocol], ranks: Iterable[int]
-) -> dict[int, StageProtocol]:
+    plan: Plan, stages: ByStage[nn.Module | StageProtocol], ranks: Collection[int]
+) -> dict[Replica, StageProtocol]:
     """Wrap modules in :class:`pipert.Stage`, and check that the stages are those that ``ranks`` hold in ``plan``.
 
     Raises:
         ConfigError: stages are missing or too many, are no stages, share a parameter, or lie on a device that this
             build does not move.
     """
-    here = {stage for rank in ranks for stage in plan.chunks(rank)}
-    if set(stages) != here:
-        raise ConfigError(
-            f"the plan puts stages {_list(here)} on {_ranks(ranks)} (of {plan.num_ranks} ranks and {plan.num_stages} "
-            f"stages), but stages {_list(stages)} were given; is the plan for other ranks?"
-        )
     recomputed = recomputed_stages(plan)
-    adopted = {index: _adopt(index, stages[index], index in recomputed) for index in sorted(here)}
-    _check_not_shared(modules_of(adopted))
+    adopted = {
+        replica: _adopt(replica[1], stage, replica[1] in recomputed)
+        for replica, stage in by_replica(plan, stages, ranks).items()
+    }
+    _check_not_shared(adopted)
     return adopted
 
 
-def modules_of(stages: Mapping[int, StageProtocol]) -> dict[int, nn.Module]:
+def modules_of(stages: Mapping[Replica, StageProtocol]) -> dict[Replica, nn.Module]:
     """Return the modules of those stages that have one."""
-    return {index: stage.module for index, stage in stages.items() if isinstance(stage, Stage)}
+    return {replica: stage.module for replica, stage in stages.items() if isinstance(stage, Stage)}
 
 
 def _adopt(index: int, stage: Any, recomputed: bool) -> StageProtocol:
@@ -53,15 +51,20 @@ def _adopt(index: int, stage: Any, recomputed: bool) -> StageProtocol:
     return stage
 
 
-def _check_not_shared(modules: Mapping[int, nn.Module]) -> None:
-    owners: dict[int, int] = {}
-    for index, module in modules.items():
-        for name, parameter in module.named_parameters():
-            owner = owners.setdefault(id(parameter), index)
-            if owner != index:
+def _check_not_shared(stages: Mapping[Replica, StageProtocol]) -> None:
+    owners: dict[int, Replica] = {}
+    for replica, stage in stages.items():
+        parameters = stage.module.named_parameters() if isinstance(stage, Stage) else ()
+        for what, part in [*((f"parameter {name!r}", each) for name, each in parameters), ("stage", stage)]:
+            owner = owners.setdefault(id(part), replica)
+            if owner[1] != replica[1]:
                 raise ConfigError(
-                    f"stages {owner} and {index} share the parameter {name!r}; give each its own copy, and name the "
-                    "copies in tied"
+                    f"stages {owner[1]} and {replica[1]} share the {what}; give each its own copy, and name copies of "
+                    "parameters in tied"
+                )
+            if owner != replica:
+                raise ConfigError(
+                    f"stage {owner[1]} has one {what} for ranks {owner[0]} and {replica[0]}; give each its own copy"
                 )
 
 
@@ -71,12 +74,3 @@ def _check_device(index: int, module: nn.Module) -> None:
             raise ConfigError(
                 f"stage {index}: {name} is on {tensor.device}; this build moves host memory only, so move it to the CPU"
             )
-
-
-def _ranks(ranks: Iterable[int]) -> str:
-    listed = list(ranks)
-    return f"rank {listed[0]}" if len(listed) == 1 else f"ranks {_list(listed)}"
-
-
-def _list(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(numbers))) or "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from pipert.engine import dump
 from pipert.engine.adopt import adopt, modules_of
+from pipert.engine.losses import share_losses
 from pipert.engine.result import StepResult
 from pipert.engine.routes import has_backward
 from pipert.engine.runner import Runner, Settings
 from pipert.errors import ConfigError, LaneTimeout, PeerLost, PipertError
+from pipert.exchange import talking
 from pipert.finish import Finish, Optimizer
 from pipert.lowering import compile
 from pipert.numerics import (
@@ -31,6 +33,7 @@ from pipert.numerics import (
     total_loss,
 )
 from pipert.rendezvous import Group, meet
+from pipert.replicas import ByStage, Replica
 from pipert.schedules import forward_only
 from pipert.stages import Stage, StageProtocol, Tensors
 
@@ -45,13 +48,17 @@ class Engine:
     order. With one, each process is a rank, and the ranks (of one machine) share memory; the group is used to meet and
     at the end of a step, never within. Constructing, stepping and closing are collective.
 
+    A stage that stands on several ranks (in a bidirectional schedule) has a replica on each. Replicas start with the
+    same parameters; each accumulates the gradients of its own microbatches, and the end of a step gives all of them the
+    sum. A stage that a rank holds through two paths is one stage there.
+
     Random numbers: every forward is seeded from (seed, step, stage, microbatch); the caller's generator is left as it
     was. Whether modules are in training or evaluation mode is the caller's business, in :meth:`eval_step` too.
 
     Args:
         plan: what to run.
-        stages: this process's stages by their number; a module is wrapped in :class:`pipert.Stage`, with recomputation
-            where the plan has it.
+        stages: this process's stages by their number, or by (rank, stage) where several of its ranks hold the stage; a
+            module is wrapped in :class:`pipert.Stage`, with recomputation where the plan has it.
         loss_fn: ``loss_fn(output, target)`` on the last stage's output (a tuple if it has several); it returns the
             loss, or (sum, number of tokens) with ``loss_reduction="token"``. None if no stage computes gradients.
         process_group: the ranks' group, rank by rank; it must be able to move tensors of host memory (gloo).
@@ -59,7 +66,7 @@ class Engine:
             the caller, who also drops them.
         clip_norm: the largest global gradient norm.
         tied: copies of one parameter on several stages, as ``(stage, parameter name)`` each; their gradients are summed
-            in rank order onto all copies.
+            in rank order onto all copies, those on replicas included.
         loss_reduction: ``"microbatch"``, the mean of the microbatches' losses, or ``"token"``, the mean over tokens.
         seed: of the random numbers.
         timeout_ms: the longest wait for another rank.
@@ -76,7 +83,7 @@ class Engine:
     def __init__(
         self,
         plan: Plan,
-        stages: Mapping[int, nn.Module | StageProtocol],
+        stages: ByStage[nn.Module | StageProtocol],
         loss_fn: Callable[..., Any] | None = None,
         *,
         process_group: Group | None = None,
@@ -89,6 +96,7 @@ class Engine:
     ) -> None:
         self.plan = plan
         self.num_steps = 0
+        self._group = process_group
         self._rank = None if process_group is None else dist.get_rank(process_group)
         self._ranks = tuple(range(plan.num_ranks)) if self._rank is None else (self._rank,)
         self._trains = has_backward(plan)
@@ -101,7 +109,7 @@ class Engine:
         try:
             self._stages = self._adopt(stages, loss_fn)
             self._finish = Finish(
-                plan.only_path,
+                [plan.holders(stage) for stage in range(plan.num_stages)],
                 modules_of(self._stages),
                 self._rank,
                 process_group,
@@ -132,9 +140,9 @@ class Engine:
 
         Args:
             inputs: a tensor (or tuple of tensors) cut on dimension 0, or a list of microbatches, each a tensor or a
-                tuple of tensors, of any sizes; used on the rank with the first stage, None elsewhere.
-            targets: likewise, for ``loss_fn``, on the rank with the last stage.
-            accumulate: keep the gradients for the next step; nothing is summed over tied copies, clipped or stepped.
+                tuple of tensors, of any sizes; all of them on each rank with the first stage, None elsewhere.
+            targets: likewise, for ``loss_fn``, on each rank with the last stage.
+            accumulate: keep the gradients for the next step; nothing is summed over copies, clipped or stepped.
 
         Raises:
             ConfigError: the number of microbatches is not the plan's, or the plan has no backward.
@@ -163,7 +171,7 @@ class Engine:
         before if dropout is not wanted.
         """
         runner, losses = self._run(False, inputs, targets)
-        loss, per_microbatch, _ = (None, None, None) if losses is None else total_loss(losses)
+        loss, per_microbatch, _ = total_loss(losses) if losses else (None, None, None)
         return self._result(runner, self.num_steps, loss, per_microbatch, None)
 
     def dump(self, path: str | os.PathLike[str] | None = None) -> Path:
@@ -203,12 +211,15 @@ class Engine:
         self.close()
 
     def _adopt(
-        self, stages: Mapping[int, nn.Module | StageProtocol], loss_fn: Callable[..., Any] | None
-    ) -> dict[int, StageProtocol]:
+        self, stages: ByStage[nn.Module | StageProtocol], loss_fn: Callable[..., Any] | None
+    ) -> dict[Replica, StageProtocol]:
         check_reduction(self._loss_reduction)
         adopted = adopt(self.plan, stages, self._ranks)
-        if loss_fn is None and self._trains and isinstance(adopted.get(self.plan.num_stages - 1), Stage):
-            raise ConfigError(f"loss_fn is needed on rank {self.plan.only_path[-1]}, which holds the last stage")
+        last = self.plan.num_stages - 1
+        if loss_fn is None and self._trains:
+            for (rank, stage), adopted_stage in adopted.items():
+                if stage == last and isinstance(adopted_stage, Stage):
+                    raise ConfigError(f"loss_fn is needed on rank {rank}, which holds the last stage")
         return adopted
 
     def _runner(self, training: bool) -> Runner:
@@ -216,18 +227,18 @@ class Engine:
         if training not in self._runners:
             plan, settings = self.plan, self._settings
             if self._trains and not training:
-                plan = compile(forward_only([plan.only_path], [0] * plan.num_microbatches), recv_depth=plan.recv_depth)
+                plan = compile(forward_only(plan.paths, plan.path_of), recv_depth=plan.recv_depth)
                 settings = replace(settings, session=settings.session and f"{settings.session}-eval")
             self._runners[training] = Runner(plan, settings)
         return self._runners[training]
 
-    def _run(self, training: bool, inputs: Any, targets: Any) -> tuple[Runner, list[MicrobatchLoss] | None]:
+    def _run(self, training: bool, inputs: Any, targets: Any) -> tuple[Runner, list[MicrobatchLoss]]:
         if self._closed:
             raise PipertError(self._closed, step=self.num_steps)
         runner = self._runner(training)
         try:
             inputs = self._inputs(inputs)
-            targets = self._microbatches("targets", targets, self.plan.only_path[-1])
+            targets = self._microbatches("targets", targets, self.plan.num_stages - 1)
         except ConfigError as error:
             if self._settings.session is not None:  # the other ranks are on their way into the step
                 runner.executor.abort(f"ConfigError: {error}")
@@ -235,7 +246,8 @@ class Engine:
             raise
         try:
             with preserved_rng():
-                return runner, runner.step(self.num_steps, inputs, targets)
+                losses = runner.step(self.num_steps, inputs, targets)
+            return runner, self._complete(losses)
         except BaseException as error:
             self._fail(runner, error)
             raise
@@ -251,24 +263,36 @@ class Engine:
         self.close()
 
     def _inputs(self, batch: Any) -> list[Tensors]:
-        microbatches = [as_tensors(x) for x in self._microbatches("inputs", batch, self.plan.only_path[0])]
-        if batch is None and isinstance(self._stages.get(0), Stage):
+        microbatches = [as_tensors(x) for x in self._microbatches("inputs", batch, 0)]
+        if batch is None and any(
+            stage == 0 and isinstance(self._stages[rank, stage], Stage) for rank, stage in self._stages
+        ):
             raise ConfigError("inputs: stage 0 needs some, on its rank")
         for tensor in (tensor for microbatch in microbatches for tensor in microbatch):
             if not tensor.is_cpu:
                 raise ConfigError(f"inputs: a tensor on {tensor.device}; this build moves host memory only")
         return microbatches
 
-    def _microbatches(self, name: str, batch: Any, rank: int) -> list[Any]:
-        if rank not in self._ranks:
+    def _microbatches(self, name: str, batch: Any, stage: int) -> list[Any]:
+        """Cut a batch for ``stage``, where it is here."""
+        rank = next((rank for rank, here in self._stages if here == stage), None)
+        if rank is None:
             return [None] * self.plan.num_microbatches
         try:
             return split_microbatches(batch, self.plan.num_microbatches)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}", rank=rank) from None
 
-    def _total(self, losses: list[MicrobatchLoss] | None) -> tuple[Tensor | None, Tensor | None]:
-        if losses is None:
+    def _complete(self, losses: list[MicrobatchLoss | None]) -> list[MicrobatchLoss]:
+        """Return the losses of all microbatches on every holder of the last stage, none elsewhere."""
+        last = self.plan.num_stages - 1
+        if self._group is not None and len(self.plan.holders(last)) > 1 and (self._rank, last) in self._stages:
+            with talking(self._rank, self.num_steps):
+                losses = share_losses(self.plan, losses, self._ranks[0], self._group)
+        return [loss for loss in losses if loss is not None]
+
+    def _total(self, losses: list[MicrobatchLoss]) -> tuple[Tensor | None, Tensor | None]:
+        if not losses:
             return None, None
         loss, per_microbatch, num_tokens = total_loss(losses)
         self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens

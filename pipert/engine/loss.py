@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from pipert.numerics import LossReduction, MicrobatchLoss, microbatch_loss
 from pipert.stages import Grads
 from pipert.stages.graph import gradient_edge, gradients
 
+if TYPE_CHECKING:
+    from pipert.plan import Plan
+
 
 class Loss:
     """Takes the last stage's outputs (a sink) and gives their gradients (a source).
@@ -20,13 +23,11 @@ class Loss:
     Without a ``loss_fn`` there is no loss, and the gradients are none: for stages that compute nothing real.
     """
 
-    def __init__(
-        self, loss_fn: Callable[..., Any] | None, reduction: LossReduction, num_microbatches: int, rank: int, stage: int
-    ) -> None:
+    def __init__(self, loss_fn: Callable[..., Any] | None, reduction: LossReduction, plan: Plan) -> None:
         self._loss_fn = loss_fn
         self._reduction = reduction
-        self._num_microbatches = num_microbatches
-        self._place = (rank, stage)
+        self._plan = plan
+        num_microbatches = plan.num_microbatches
         self._roots: list[tuple[MicrobatchLoss, list[Tensor]] | None] = [None] * num_microbatches
         self._losses: list[MicrobatchLoss | None] = [None] * num_microbatches
         self._targets: Sequence[Any] = ()
@@ -37,11 +38,11 @@ class Loss:
         self._step = step
         self._targets = targets
 
-    def finish(self) -> list[MicrobatchLoss] | None:
-        """Return the losses of the step in microbatch order, None without a ``loss_fn``."""
-        losses = [loss for loss in self._losses if loss is not None]
+    def finish(self) -> list[MicrobatchLoss | None]:
+        """Return the losses of the step by microbatch, None where none was computed here."""
+        losses = self._losses
         self.clear()
-        return losses or None
+        return losses
 
     def give(self, microbatch: int, tensors: Grads) -> None:
         """Compute the loss of ``microbatch``.
@@ -53,7 +54,7 @@ class Loss:
             return
         outputs = [tensor for tensor in tensors if tensor is not None]
         target = self._targets[microbatch]
-        loss = microbatch_loss(self._loss_fn, outputs, target, self._reduction, self._num_microbatches)
+        loss = microbatch_loss(self._loss_fn, outputs, target, self._reduction, self._plan.num_microbatches)
         if not math.isfinite(loss.value.item()):
             self._refuse(microbatch, loss.value)
         self._losses[microbatch] = MicrobatchLoss(loss.value, loss.root_grad, loss.value, loss.count)
@@ -75,12 +76,13 @@ class Loss:
 
     def clear(self) -> None:
         """See :class:`pipert.engine.ports.Source`."""
-        self._roots = [None] * self._num_microbatches
-        self._losses = [None] * self._num_microbatches
+        self._roots = [None] * self._plan.num_microbatches
+        self._losses = [None] * self._plan.num_microbatches
         self._targets = ()
 
     def _refuse(self, microbatch: int, value: Tensor) -> None:
-        rank, stage = self._place
+        stage = self._plan.num_stages - 1
+        rank = self._plan.rank_of_stage(stage, microbatch)
         raise PipertError(
             f"step {self._step}: the loss of microbatch {microbatch} is {value.item()}, not finite "
             f"({stage}F{microbatch} on rank {rank}); look at the data and the learning rate",

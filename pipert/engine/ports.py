@@ -140,6 +140,39 @@ class Outbox:
         self._lane.post(self._send_ops[microbatch], segments, header, tensors)
 
 
+class Sources:
+    """A source for each microbatch, where the microbatches of a stage come over several ways."""
+
+    def __init__(self, ways: Sequence[Source]) -> None:
+        """Take microbatch ``m`` from ``ways[m]``."""
+        self._ways = ways
+
+    def take(self, microbatch: int) -> Grads:
+        """See :class:`Source`."""
+        return self._ways[microbatch].take(microbatch)
+
+    def owned(self, microbatch: int, tensors: Grads) -> Grads:
+        """See :class:`Source`."""
+        return self._ways[microbatch].owned(microbatch, tensors)
+
+    def clear(self) -> None:
+        """See :class:`Source`."""
+        for way in set(self._ways):
+            way.clear()
+
+
+class Sinks:
+    """A sink for each microbatch, where the microbatches of a stage leave over several ways."""
+
+    def __init__(self, ways: Sequence[Sink]) -> None:
+        """Hand microbatch ``m`` on over ``ways[m]``."""
+        self._ways = ways
+
+    def give(self, microbatch: int, tensors: Grads) -> None:
+        """See :class:`Sink`."""
+        self._ways[microbatch].give(microbatch, tensors)
+
+
 class SendLane:
     """Keeps what one send lane was given alive until it is sent; a lane sends in the order in which it is given."""
 

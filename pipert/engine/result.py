@@ -21,7 +21,8 @@ class StepResult:
         step: its number, from 0.
         plan: the plan that ran.
         loss: the loss of the step, a scalar; None on ranks without the last stage, or without a ``loss_fn``.
-        losses: the loss of each microbatch ``[num_microbatches]``; None where ``loss`` is.
+        losses: the loss of each microbatch ``[num_microbatches]``, of those that took another replica, too; None where
+            ``loss`` is.
         grad_norm: the global gradient norm before clipping, a scalar, on every rank; None unless the step ended with
             the optimizer.
         peak_activation_bytes: per rank of this process, the most memory that its stages held after an op for

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipert.ops import LaneKind, OpKind
+from pipert.replicas import Replica, replicas
 
 if TYPE_CHECKING:
     from pipert.ir import Op
@@ -17,45 +19,47 @@ _LAST_OPS = (OpKind.WEIGHT_GRAD, OpKind.BACKWARD)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The transfers of one stage: op ids by microbatch, empty where the neighbour is on the same rank or missing.
+    """The transfers of one replica of a stage: op ids by microbatch, -1 where nothing is transferred.
+
+    Nothing is where the neighbour is on the same rank or missing, and where the microbatch takes another replica.
 
     Attributes:
+        rank: the rank.
         stage: the stage.
-        rank: the rank that holds it.
+        microbatches: those that come this way.
         recv_inputs: its RECV_F ops.
         send_outputs: its SEND_F ops.
         recv_grads: its RECV_B ops, which bring the gradients of its outputs.
         send_grads: its SEND_B ops, which take away the gradients of its inputs.
     """
 
-    stage: int
     rank: int
+    stage: int
+    microbatches: tuple[int, ...]
     recv_inputs: tuple[int, ...]
     send_outputs: tuple[int, ...]
     recv_grads: tuple[int, ...]
     send_grads: tuple[int, ...]
 
 
-def routes(plan: Plan) -> tuple[Route, ...]:
-    """Read the route of every stage off the plan."""
-    ids: dict[tuple[OpKind, int], list[int]] = {
-        (kind, stage): [-1] * plan.num_microbatches for kind in _TRANSFERS for stage in range(plan.num_stages)
+def routes(plan: Plan, ranks: Collection[int]) -> tuple[Route, ...]:
+    """Read the route of everything that ``ranks`` hold off the plan."""
+    ids: dict[tuple[OpKind, Replica], list[int]] = {
+        (kind, replica): [-1] * plan.num_microbatches for kind in _TRANSFERS for replica in replicas(plan, ranks)
     }
-    used: set[tuple[OpKind, int]] = set()
     for op_id, op in enumerate(plan.ops):
-        if op.kind.lane is not LaneKind.COMPUTE:
-            ids[op.kind, op.stage][op.microbatch] = op_id
-            used.add((op.kind, op.stage))
+        if op.kind in _TRANSFERS and plan.rank_of(op_id) in ranks:
+            ids[op.kind, (plan.rank_of(op_id), op.stage)][op.microbatch] = op_id
     return tuple(
-        Route(stage, rank, *(tuple(ids[kind, stage]) if (kind, stage) in used else () for kind in _TRANSFERS))
-        for stage, rank in enumerate(plan.only_path)
+        Route(rank, stage, _microbatches(plan, rank, stage), *(tuple(ids[kind, (rank, stage)]) for kind in _TRANSFERS))
+        for rank, stage in replicas(plan, ranks)
     )
 
 
-def compute_ops(plan: Plan, ranks: frozenset[int]) -> list[Op]:
-    """List the compute ops of ``ranks`` in the global order."""
+def compute_ops(plan: Plan, ranks: Collection[int]) -> list[tuple[int, Op]]:
+    """List the compute ops of ``ranks`` in the global order, each with its rank."""
     return [
-        op
+        (plan.lanes[lane].rank, op)
         for op, lane in zip(plan.ops, plan.op_lane, strict=True)
         if op.kind.lane is LaneKind.COMPUTE and plan.lanes[lane].rank in ranks
     ]
@@ -69,3 +73,7 @@ def has_backward(plan: Plan) -> bool:
 def recomputed_stages(plan: Plan) -> frozenset[int]:
     """Return the stages for which the plan has R ops."""
     return frozenset(part.stage for op in plan.ops for part in op.unpacked if part.kind is OpKind.RECOMPUTE)
+
+
+def _microbatches(plan: Plan, rank: int, stage: int) -> tuple[int, ...]:
+    return tuple(mb for mb in range(plan.num_microbatches) if plan.rank_of_stage(stage, mb) == rank)

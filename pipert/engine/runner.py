@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import torch
 from pipert import _core
 from pipert.engine.driver import Driver, Handler, Meter, Ports
 from pipert.engine.loss import Loss
-from pipert.engine.ports import Handover, Inbox, Kept, Outbox, SendLane
+from pipert.engine.ports import Handover, Inbox, Kept, Outbox, SendLane, Sink, Sinks, Source, Sources
 from pipert.engine.routes import Route, compute_ops, has_backward, routes
 from pipert.numerics import LossReduction, MicrobatchLoss
 from pipert.ops import OpKind
+from pipert.replicas import Replica
 from pipert.stages import StageProtocol, Tensors
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Settings:
 
     ranks: tuple[int, ...]
     session: str | None
-    stages: Mapping[int, StageProtocol]
+    stages: Mapping[Replica, StageProtocol]
     loss_fn: Callable[..., Any] | None
     loss_reduction: LossReduction
     seed: int
@@ -57,15 +58,12 @@ class Runner:
         self._meters = {rank: Meter() for rank in settings.ranks}
         self._send_lanes: dict[int, SendLane] = {}
         self._feed = Kept(plan.num_microbatches)
-        last_stage = plan.num_stages - 1
-        self._loss = Loss(
-            settings.loss_fn, settings.loss_reduction, plan.num_microbatches, plan.only_path[last_stage], last_stage
-        )
+        self._loss = Loss(settings.loss_fn, settings.loss_reduction, plan)
         self._drivers = self._make_drivers(settings)
-        self.executor.bind(self._make_handlers(frozenset(settings.ranks)))
+        self.executor.bind(self._make_handlers(settings.ranks))
 
-    def step(self, step: int, inputs: Sequence[Tensors], targets: Sequence[Any]) -> list[MicrobatchLoss] | None:
-        """Run one step; return the losses of its microbatches on the rank with the last stage, else None."""
+    def step(self, step: int, inputs: Sequence[Tensors], targets: Sequence[Any]) -> list[MicrobatchLoss | None]:
+        """Run one step; return the loss of each microbatch, None where another rank has it or there is none."""
         for microbatch, tensors in enumerate(inputs):
             self._feed.give(microbatch, tuple(tensor.detach() for tensor in tensors))
         self._loss.start(step, targets)
@@ -95,7 +93,7 @@ class Runner:
         self.executor.close()
         self._channels.close()
 
-    def _make_drivers(self, settings: Settings) -> dict[int, Driver]:
+    def _make_drivers(self, settings: Settings) -> dict[Replica, Driver]:
         plan = self.plan
 
         def between_stages() -> list[Handover]:
@@ -105,21 +103,20 @@ class Runner:
         activations: list[Handover] = [self._feed, *between_stages(), self._loss]
         grads: list[Handover] = [Kept(plan.num_microbatches), *between_stages(), self._loss]
         drivers = {}
-        for route in routes(plan):
-            stage = route.stage
-            if stage in settings.stages:
-                ports = Ports(
-                    inputs=self._inbox(route.recv_inputs) or activations[stage],
-                    outputs=self._outbox(route.send_outputs) or activations[stage + 1],
-                    grads=self._inbox(route.recv_grads) or grads[stage + 1],
-                    input_grads=self._outbox(route.send_grads) or grads[stage],
-                )
-                drivers[stage] = self._make_driver(route, ports, settings)
+        for route in routes(plan, settings.ranks):
+            stage, microbatches = route.stage, route.microbatches
+            ports = Ports(
+                inputs=self._source(microbatches, route.recv_inputs, activations[stage]),
+                outputs=self._sink(microbatches, route.send_outputs, activations[stage + 1]),
+                grads=self._source(microbatches, route.recv_grads, grads[stage + 1]),
+                input_grads=self._sink(microbatches, route.send_grads, grads[stage]),
+            )
+            drivers[route.rank, stage] = self._make_driver(route, ports, settings)
         return drivers
 
     def _make_driver(self, route: Route, ports: Ports, settings: Settings) -> Driver:
         return Driver(
-            settings.stages[route.stage],
+            settings.stages[route.rank, route.stage],
             route.stage,
             route.rank,
             self.plan.num_microbatches,
@@ -128,28 +125,36 @@ class Runner:
             self._meters[route.rank],
         )
 
-    def _inbox(self, recv_ops: tuple[int, ...]) -> Inbox | None:
-        return Inbox(self.executor, recv_ops, [self.plan.op_slot[op] for op in recv_ops]) if recv_ops else None
+    def _source(self, microbatches: Sequence[int], recv_ops: Sequence[int], here: Source) -> Source:
+        """Return where ``microbatches`` come from: another rank where there is a RECV, else ``here``."""
+        inbox = Inbox(self.executor, recv_ops, [self.plan.op_slot[op] for op in recv_ops])
+        ways = [inbox if op >= 0 else here for op in recv_ops]
+        used = {ways[microbatch] for microbatch in microbatches}
+        return Sources(ways) if len(used) > 1 else used.pop() if used else here
 
-    def _outbox(self, send_ops: tuple[int, ...]) -> Outbox | None:
-        if not send_ops:
-            return None
-        lane = self._send_lanes.setdefault(self.plan.op_lane[send_ops[0]], SendLane(self.executor.post))
-        return Outbox(lane, send_ops)
+    def _sink(self, microbatches: Sequence[int], send_ops: Sequence[int], here: Sink) -> Sink:
+        """Return where ``microbatches`` go: on the lane of their SEND where there is one, else ``here``."""
+        lanes = {self.plan.op_lane[op] for op in send_ops if op >= 0}
+        outboxes = {
+            lane: Outbox(self._send_lanes.setdefault(lane, SendLane(self.executor.post)), send_ops) for lane in lanes
+        }
+        ways = [outboxes[self.plan.op_lane[op]] if op >= 0 else here for op in send_ops]
+        used = {ways[microbatch] for microbatch in microbatches}
+        return Sinks(ways) if len(used) > 1 else used.pop() if used else here
 
-    def _make_handlers(self, ranks: frozenset[int]) -> list[Handler]:
-        made: dict[tuple[OpKind, int], Handler] = {}
+    def _make_handlers(self, ranks: Collection[int]) -> list[Handler]:
+        made: dict[tuple[OpKind, Replica], Handler] = {}
 
-        def handler(kind: OpKind, stage: int) -> Handler:
-            if (kind, stage) not in made:
-                made[kind, stage] = self._drivers[stage].handler(kind, training=self.training)
-            return made[kind, stage]
+        def handler(kind: OpKind, replica: Replica) -> Handler:
+            if (kind, replica) not in made:
+                made[kind, replica] = self._drivers[replica].handler(kind, training=self.training)
+            return made[kind, replica]
 
         return [
-            _one_after_the_other([(handler(part.kind, part.stage), part.microbatch) for part in op.parts])
+            _one_after_the_other([(handler(part.kind, (rank, part.stage)), part.microbatch) for part in op.parts])
             if op.parts
-            else handler(op.kind, op.stage)
-            for op in compute_ops(self.plan, ranks)
+            else handler(op.kind, (rank, op.stage))
+            for rank, op in compute_ops(self.plan, ranks)
         ]
 
 

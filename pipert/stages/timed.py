@@ -6,6 +6,7 @@ import ctypes
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Timed:
         W: a weight gradient,
         B: a full backward (I + W unless given), and
         R: a recomputed forward (F unless given).
+        microbatch_scale: per microbatch, what all of these take times the above; empty: 1 for each.
         stage: its number, from 0.
         num_stages: how many there are.
         activation_bytes: what it says to hold for each microbatch between forward and the end of its backward.
@@ -49,6 +51,7 @@ class Timed:
         W: float,
         B: float | None = None,
         R: float | None = None,
+        microbatch_scale: Sequence[float] = (),
         stage: int,
         num_stages: int,
         activation_bytes: int = 1,
@@ -60,6 +63,7 @@ class Timed:
         if not 0 <= stage < num_stages:
             raise ConfigError(f"there is no stage {stage} among {num_stages}")
         self._seconds = {kind: cost / 1000 for kind, cost in costs.items()}
+        self._microbatch_scale = microbatch_scale
         self._stage = stage
         self._num_stages = num_stages
         self._activation_bytes = activation_bytes
@@ -68,7 +72,7 @@ class Timed:
 
     def forward(self, microbatch: int, inputs: Tensors) -> Tensors:
         """Check the inputs, sleep F, and return the token of this stage."""
-        end = time.monotonic() + self._seconds["F"]
+        end = self._end("F", microbatch)
         if microbatch in self._num_inputs:
             raise StageError(f"stage {self._stage} got microbatch {microbatch} a second time")
         self._num_inputs[microbatch] = len(inputs)
@@ -78,14 +82,14 @@ class Timed:
 
     def backward(self, microbatch: int, grads: Grads) -> Grads:
         """Check the gradients, sleep B, and return the token of this stage."""
-        end = time.monotonic() + self._seconds["B"]
+        end = self._end("B", microbatch)
         result = self._backward(microbatch, grads)
         sleep_until(end)
         return result
 
     def input_grad(self, microbatch: int, grads: Grads) -> Grads:
         """Check the gradients, sleep I, and return the token of this stage."""
-        end = time.monotonic() + self._seconds["I"]
+        end = self._end("I", microbatch)
         result = self._backward(microbatch, grads)
         self._waiting_for_weight_grad.add(microbatch)
         sleep_until(end)
@@ -93,7 +97,7 @@ class Timed:
 
     def weight_grad(self, microbatch: int) -> None:
         """Sleep W."""
-        end = time.monotonic() + self._seconds["W"]
+        end = self._end("W", microbatch)
         if microbatch not in self._waiting_for_weight_grad:
             raise StageError(f"stage {self._stage} has no weight gradients of microbatch {microbatch} waiting")
         self._waiting_for_weight_grad.remove(microbatch)
@@ -101,15 +105,15 @@ class Timed:
 
     def recompute(self, microbatch: int) -> None:
         """Sleep R."""
-        end = time.monotonic() + self._seconds["R"]
+        end = self._end("R", microbatch)
         if microbatch not in self._num_inputs:
             raise StageError(f"stage {self._stage} has no forward of microbatch {microbatch} to recompute")
         sleep_until(end)
 
     def forward_only(self, inputs: Tensors) -> Tensors:
         """Sleep F; the token is that of whatever microbatch came in, -1 on stage 0."""
-        end = time.monotonic() + self._seconds["F"]
         microbatch = int(inputs[0][1]) if self._stage and inputs else -1
+        end = self._end("F", microbatch)
         outputs = self._forward(inputs, microbatch)
         sleep_until(end)
         return outputs
@@ -123,6 +127,11 @@ class Timed:
     def activation_bytes(self) -> int:
         """``activation_bytes`` for each microbatch that is not finished."""
         return self._activation_bytes * (len(self._num_inputs) + len(self._waiting_for_weight_grad))
+
+    def _end(self, kind: str, microbatch: int) -> float:
+        """Return when an op that begins now ends, in the seconds of ``time.monotonic``."""
+        scale = self._microbatch_scale[microbatch] if self._microbatch_scale and microbatch >= 0 else 1.0
+        return time.monotonic() + self._seconds[kind] * scale
 
     def _forward(self, inputs: Tensors, microbatch: int) -> Tensors:
         if self._stage > 0:

@@ -85,10 +85,10 @@ def _write(final: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) -
 
 
 def _state(optimizer: AdamW) -> State:
-    """Name the tensors of a checkpoint; copies of one parameter (tied) have one name and one value."""
+    """Name the tensors of a checkpoint; copies of one parameter (replicas, tied) have one name and one value."""
     state: State = {"model": {}, "master": {}, "exp_avg": {}, "exp_avg_sq": {}, "num_updates": {}}
-    for (stage, name), parameter in optimizer.model_parameters.items():
-        master = optimizer.masters[stage, name]
+    for copy, parameter in optimizer.model_parameters.items():
+        name, master = copy.name, optimizer.masters[copy]
         slots = optimizer.state[master]
         state["model"][name] = parameter.detach()
         if master is not parameter:
@@ -101,8 +101,8 @@ def _state(optimizer: AdamW) -> State:
 
 @torch.no_grad()
 def _fill(optimizer: AdamW, state: State) -> None:
-    for (stage, name), parameter in optimizer.model_parameters.items():
-        master = optimizer.masters[stage, name]
+    for copy, parameter in optimizer.model_parameters.items():
+        name, master = copy.name, optimizer.masters[copy]
         slots = optimizer.state[master]
         parameter.copy_(state["model"][name])
         if master is not parameter:

@@ -7,7 +7,7 @@ the simulator shares the cores itself (``Costs.host_cores``), so CPU times are w
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import thread_time_ns
 
 import torch
@@ -20,10 +20,15 @@ _NS_PER_MS = 1e6
 
 
 class ClockedStage(Stage):
-    """A stage that notes the CPU time of its ops, by kind."""
+    """A stage that notes the CPU time of its ops, by kind.
+
+    Attributes:
+        forward_end_ns: when its last forward ended; 0 before the first.
+    """
 
     def __init__(self, module: nn.Module, *, recompute: bool, main_grad_dtype: torch.dtype | None) -> None:
         super().__init__(module, recompute=recompute, main_grad_dtype=main_grad_dtype)
+        self.forward_end_ns = 0
         self._times_ns: dict[str, list[int]] = {}
         self._loss_backward_ns: int | None = None  # when it began, for the next backward of this stage
 
@@ -32,6 +37,7 @@ class ClockedStage(Stage):
         start = thread_time_ns()
         outputs = super().forward(microbatch, inputs)
         self._note("F", start)
+        self.forward_end_ns = thread_time_ns()
         return outputs
 
     def backward(self, microbatch: int, grads: Grads) -> Grads:
@@ -60,21 +66,13 @@ class ClockedStage(Stage):
         super().recompute(microbatch)
         self._note("R", start)
 
-    def clock_loss(self, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return ``loss_fn``, its forward counted as part of this stage's F, its backward as part of B or I."""
-
-        def clocked(output: Tensor, target: Tensor) -> Tensor:
-            start = thread_time_ns()
-            loss = loss_fn(output, target)
-            if loss.requires_grad:
-                loss.register_hook(self._note_loss_backward)  # type: ignore[no-untyped-call]
-                self._times_ns["F"][-1] += thread_time_ns() - start
-            return loss
-
-        return clocked
+    def note_loss(self, loss: Tensor, start: int) -> None:
+        """Count a loss, begun at ``start``, as part of the last forward, and its backward as part of the next."""
+        loss.register_hook(self._note_loss_backward)  # type: ignore[no-untyped-call]
+        self._times_ns["F"][-1] += thread_time_ns() - start
 
     def costs(self) -> StageCosts:
-        """Return the median CPU time of each kind of op, in ms."""
+        """Return the median CPU time of each kind of op, in ms; of a stage that has run."""
         times = {kind: statistics.median(calls) / _NS_PER_MS for kind, calls in self._times_ns.items()}
         full = times.get("B")
         return StageCosts(
@@ -94,3 +92,23 @@ class ClockedStage(Stage):
     def _backward_start_ns(self) -> int:
         start, self._loss_backward_ns = self._loss_backward_ns, None
         return thread_time_ns() if start is None else start
+
+
+def clock_loss(
+    loss_fn: Callable[[Tensor, Tensor], Tensor], replicas: Sequence[ClockedStage]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return ``loss_fn``, its forward counted as part of F, its backward as part of B or I, of a last stage.
+
+    Args:
+        loss_fn: the loss.
+        replicas: the last stages of this process, on one of which a forward has just run whenever it is called.
+    """
+
+    def clocked(output: Tensor, target: Tensor) -> Tensor:
+        start = thread_time_ns()
+        loss = loss_fn(output, target)
+        if loss.requires_grad:
+            max(replicas, key=lambda stage: stage.forward_end_ns).note_loss(loss, start)
+        return loss
+
+    return clocked

@@ -10,13 +10,14 @@ from pathlib import Path
 from pipert.errors import ConfigError
 
 VOCAB_SIZE = 256  # the model reads bytes
+DEFAULT_LAYERS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The shape of the model. It says nothing about stages: any cut of the layers is the same model."""
 
-    num_layers: int = 8
+    num_layers: int = DEFAULT_LAYERS
     dim: int = 128
     num_heads: int = 4
     seq_len: int = 128
@@ -44,10 +45,12 @@ class TrainConfig:
     ``schedule`` is what ``pipert.sources.load`` takes; ``costs``, ``costs_file`` and ``memory_limit`` are for schedules
     made from costs.
     ``batch_size`` counts the sequences of one microbatch. ``ranks`` and ``microbatches`` are None where the plan file
-    or torchrun decides. ``timed`` is the text of the costs that replace the model (``F=8,I=8,W=8``, in ms).
+    or torchrun decides. ``more_layers`` gives the model a layer for each stage of the plan where it has fewer.
+    ``timed`` are the costs that replace the model: their text (``F=8,I=8,W=8``, in ms), or the name of a TOML file.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    more_layers: bool = False
     schedule: str = "zb-v"
     ranks: int | None = None
     microbatches: int | None = None

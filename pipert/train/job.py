@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from pipert.costs import StageCosts
 from pipert.errors import PipertError
 from pipert.plan import Plan
 from pipert.trace import Report
 from pipert.train import results, summary
 from pipert.train.config import TrainConfig
 from pipert.train.place import Place, joined, started_ranks
-from pipert.train.plans import make_plan
-from pipert.train.predict import predict, shared_cores
+from pipert.train.plans import fitted, make_plan, timed_costs
+from pipert.train.predict import measured_costs, predict, shared_cores
 from pipert.train.progress import Display, Monitor
 from pipert.train.resume import first_step
 from pipert.train.timed import TimedWork
@@ -36,6 +35,7 @@ def run(config: TrainConfig, *, one_process: bool, console: Console) -> None:
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as a launched rank has it: it changes bits
     plan = make_plan(config, None if one_process else started_ranks())
+    config = fitted(config, plan)
     steps = range(first_step(config), config.steps)
     with joined(plan, one_process) as place:
         work = _work(config, plan, place, steps.start)
@@ -48,8 +48,9 @@ def run(config: TrainConfig, *, one_process: bool, console: Console) -> None:
 
 
 def _work(config: TrainConfig, plan: Plan, place: Place, first_step: int) -> Work:
-    if config.timed is not None:
-        return TimedWork(config.timed, plan, place)
+    costs = timed_costs(config)
+    if costs is not None:
+        return TimedWork(costs, plan, place)
     return Training(config, plan, place, first_step)
 
 
@@ -106,9 +107,10 @@ class _Job:
         if self._reference is not None and self._fault is None:
             digests = [each for _, each in gathered]
             self._fault = compare_parameters(digests, self._reference.parameters())
-        costs: dict[int, StageCosts] = {stage: cost for each, _ in gathered for stage, cost in each.items()}
-        num_cores = None if self._config.timed else shared_cores(self._plan.num_ranks)
-        return predict(self._plan, costs, num_cores, one_process=self._place.group is None)
+        costs = timed_costs(self._config)
+        if costs is None:
+            costs = measured_costs(self._plan, [each for each, _ in gathered], shared_cores(self._plan.num_ranks))
+        return predict(self._plan, costs, one_process=self._place.group is None)
 
     def _write(self, folder: Path, predicted: Report) -> None:
         monitor, plan = self._monitor, self._plan

@@ -8,18 +8,19 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pipert.numerics import gradient_of
+from pipert.numerics import Copy, gradient_of
+from pipert.replicas import Replica
 from pipert.train.config import TrainConfig
-
-ParameterKey = tuple[int, str]  # (stage, name in the whole model)
 
 _WEIGHT_DECAY = 0.1
 
 
-def stage_parameters(modules: Mapping[int, nn.Module]) -> dict[ParameterKey, nn.Parameter]:
-    """Return every parameter of the stages, in model order."""
+def stage_parameters(modules: Mapping[Replica, nn.Module]) -> dict[Copy, nn.Parameter]:
+    """Return every parameter of the stages; names are those in the whole model."""
     return {
-        (stage, name): parameter for stage in sorted(modules) for name, parameter in modules[stage].named_parameters()
+        Copy(rank, stage, name): parameter
+        for (rank, stage), module in modules.items()
+        for name, parameter in module.named_parameters()
     }
 
 
@@ -29,9 +30,9 @@ class AdamW(torch.optim.AdamW):
     ``masters`` are what it updates; fp32 parameters are their own masters. ``step`` copies them into the model.
     """
 
-    def __init__(self, parameters: Mapping[ParameterKey, nn.Parameter], lr: float) -> None:
+    def __init__(self, parameters: Mapping[Copy, nn.Parameter], lr: float) -> None:
         self.model_parameters = dict(parameters)
-        self.masters: dict[ParameterKey, Tensor] = {
+        self.masters: dict[Copy, Tensor] = {
             key: parameter if parameter.dtype == torch.float32 else parameter.detach().float()
             for key, parameter in parameters.items()
         }

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from pipert.errors import PeerLost
 from pipert.plan import Plan
+from pipert.replicas import Replica, replicas
 
 
 def started_ranks() -> int | None:
@@ -26,12 +27,12 @@ class Place:
 
     Attributes:
         rank: this process's rank; 0 where one process has all.
-        stages: the stages that it holds.
+        replicas: what it holds of the stages.
         group: the process group, or None where one process has all ranks.
     """
 
     rank: int
-    stages: tuple[int, ...]
+    replicas: tuple[Replica, ...]
     group: dist.ProcessGroup | None
 
     def gather(self, value: Any) -> list[Any]:
@@ -54,12 +55,11 @@ class Place:
 def joined(plan: Plan, one_process: bool) -> Iterator[Place]:
     """Join the other ranks, under the environment variables of torchrun, and leave them at the end."""
     if one_process:
-        yield Place(0, tuple(range(plan.num_stages)), None)
+        yield Place(0, tuple(replicas(plan, range(plan.num_ranks))), None)
         return
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     try:
         rank = dist.get_rank()
-        stages = plan.chunks(rank)
-        yield Place(rank, stages, dist.group.WORLD)
+        yield Place(rank, tuple(replicas(plan, [rank])), dist.group.WORLD)
     finally:
         dist.destroy_process_group()

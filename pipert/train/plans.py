@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from pipert import passes, sources
@@ -37,8 +38,6 @@ def make_plan(config: TrainConfig, started_ranks: int | None) -> Plan:
     if config.recompute:
         program = source.program()
         plan = compile(passes.recompute(program, range(program.num_stages)))
-    if config.timed is None:
-        cut(config.model.num_layers, plan.num_stages)
     return plan
 
 
@@ -60,11 +59,39 @@ def _load(config: TrainConfig, started_ranks: int | None) -> Source:
     )
 
 
-def _costs(config: TrainConfig) -> Costs:
-    """Return what a schedule is made from: the costs as given, else those of timed stages, else F = I = W = 1."""
+def _costs(config: TrainConfig) -> Costs | None:
+    """Return what a schedule is made from: the costs as given, else those of timed stages."""
     if config.costs_file is not None:
         return Costs.load(config.costs_file)
-    return Costs.parse(config.costs or config.timed or "")
+    return timed_costs(config) if config.costs is None else Costs.parse(config.costs)
+
+
+def timed_costs(config: TrainConfig) -> Costs | None:
+    """Return the costs of ``--timed``, the text or the file; None without it.
+
+    Raises:
+        ConfigError: they are wrong, or cannot be kept by stages that only let the time pass.
+    """
+    if config.timed is None:
+        return None
+    costs = Costs.load(config.timed) if config.timed.endswith(".toml") else Costs.parse(config.timed)
+    if costs.overlap != 1:
+        raise ConfigError("--timed runs the parts of an overlapped pair one after the other: leave out overlap")
+    return costs
+
+
+def fitted(config: TrainConfig, plan: Plan) -> TrainConfig:
+    """Return the run with a model that has layers for all stages of the plan.
+
+    Raises:
+        ConfigError: the run wants a number of layers that is too small.
+    """
+    model = config.model
+    if config.more_layers and model.num_layers < plan.num_stages:
+        model = replace(model, num_layers=plan.num_stages)
+    if config.timed is None:
+        cut(model.num_layers, plan.num_stages)
+    return replace(config, model=model)
 
 
 def check(config: TrainConfig, plan: Plan) -> None:
@@ -76,9 +103,11 @@ def check(config: TrainConfig, plan: Plan) -> None:
     for folder in (config.runs, config.save):
         if folder is not None:
             _make_writable(folder)
-    if config.timed is not None:
-        Costs.parse(config.timed).for_plan(plan)
+    costs = timed_costs(config)
+    if costs is not None:
+        costs.for_plan(plan)
         return
+    config = fitted(config, plan)
     first_step(config)
     load_text(config.data).require(config.batch_size * plan.num_microbatches * config.model.seq_len + 1)
 
@@ -89,16 +118,16 @@ def recomputed_stages(plan: Plan) -> set[int]:
 
 
 def cut(num_layers: int, num_stages: int) -> list[range]:
-    """Return the layers of each stage, evenly.
+    """Return the layers of each stage; where they do not divide evenly, the first stages have one more.
 
     Raises:
-        ConfigError: the layers do not divide into the stages.
+        ConfigError: there are fewer layers than stages.
     """
-    if num_layers % num_stages:
-        nearest = max(num_stages, round(num_layers / num_stages) * num_stages)
-        raise ConfigError(f"{num_layers} layers do not divide into {num_stages} stages; --layers {nearest} would")
-    each = num_layers // num_stages
-    return [range(stage * each, (stage + 1) * each) for stage in range(num_stages)]
+    if num_layers < num_stages:
+        raise ConfigError(f"{num_layers} layers do not make {num_stages} stages; --layers {num_stages} would")
+    each, more = divmod(num_layers, num_stages)
+    starts = [stage * each + min(stage, more) for stage in range(num_stages + 1)]
+    return list(map(range, starts, starts[1:]))
 
 
 def tied_parameters(config: ModelConfig, num_stages: int) -> tuple[tuple[tuple[int, str], ...], ...]:

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import os
+import statistics
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipert.costs import Costs, StageCosts
+from pipert.ir import Op
 from pipert.plan import Plan
+from pipert.replicas import Replica
 from pipert.sim import Report, simulate
 from pipert.trace import Trace, measure
 
 
-def predict(plan: Plan, costs: Mapping[int, StageCosts], num_cores: int | None, one_process: bool) -> Report:
+def predict(plan: Plan, costs: Costs, one_process: bool) -> Report:
     """Return the predicted step, in ms.
 
     Args:
         plan: what ran.
-        costs: per stage, in ms of CPU time.
-        num_cores: how many cores the ranks share; None if they need none, or each has its own.
+        costs: in ms.
         one_process: whether one process ran all ranks, which computes one op after another in the plan's order.
     """
-    per_stage = Costs.per_stage([costs[stage] for stage in range(plan.num_stages)], host_cores=num_cores)
-    return _serial(plan, per_stage) if one_process else simulate(plan, per_stage)
+    return _serial(plan, costs) if one_process else simulate(plan, costs)
+
+
+def measured_costs(plan: Plan, measured: Iterable[Mapping[Replica, StageCosts]], num_cores: int | None) -> Costs:
+    """Return the costs of each stage, the mean over its replicas.
+
+    Args:
+        plan: what ran.
+        measured: per process, what its stages took.
+        num_cores: how many cores the ranks share; None if each has its own.
+    """
+    per_stage: list[list[StageCosts]] = [[] for _ in range(plan.num_stages)]
+    for each in measured:
+        for (_, stage), costs in each.items():
+            per_stage[stage].append(costs)
+    return Costs.per_stage(list(map(_mean, per_stage)), host_cores=num_cores)
 
 
 def shared_cores(num_ranks: int) -> int | None:
@@ -31,12 +47,24 @@ def shared_cores(num_ranks: int) -> int | None:
     return num_cores if num_cores < num_ranks else None
 
 
+def _mean(replicas: Sequence[StageCosts]) -> StageCosts:
+    values = {name: [getattr(costs, name) for costs in replicas] for name in ("F", "I", "W", "B", "R")}
+    known = {name: [value for value in of_kind if value is not None] for name, of_kind in values.items()}
+    return StageCosts(**{name: statistics.mean(of_kind) for name, of_kind in known.items() if of_kind})
+
+
 def _serial(plan: Plan, costs: Costs) -> Report:
     stages = costs.for_plan(plan)
     start, end = array("d"), array("d")
     now = 0.0
-    for op in plan.ops:
+    for op_id, op in enumerate(plan.ops):
         start.append(now)
-        now += sum(stages[part.stage].time_of(part.kind) for part in op.unpacked)
+        speed = costs.rank_speed[plan.rank_of(op_id)] if costs.rank_speed else 1.0
+        now += sum(stages[part.stage].time_of(part.kind) * _scale(stages, part) for part in op.unpacked) / speed
         end.append(now)
     return measure(Trace(plan, start, end), costs)
+
+
+def _scale(stages: Sequence[StageCosts], op: Op) -> float:
+    scale = stages[op.stage].microbatch_scale
+    return scale[op.microbatch] if scale else 1.0

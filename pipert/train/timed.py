@@ -8,6 +8,7 @@ from pipert.costs import Costs, StageCosts
 from pipert.engine import Engine
 from pipert.errors import ConfigError
 from pipert.plan import Plan
+from pipert.replicas import Replica
 from pipert.stages import Timed
 from pipert.train.digest import Digests
 from pipert.train.place import Place
@@ -15,22 +16,15 @@ from pipert.train.work import StepNote
 
 
 class TimedWork:
-    """See Work. ``costs`` is the text of ``--timed``: ms, for a rank's whole share."""
+    """See Work. ``costs`` are those of ``--timed``, in ms."""
 
-    def __init__(self, costs: str, plan: Plan, place: Place) -> None:
-        stage_costs = Costs.parse(costs).for_plan(plan)
-        self._costs = {stage: stage_costs[stage] for stage in place.stages}
+    def __init__(self, costs: Costs, plan: Plan, place: Place) -> None:
+        stage_costs = costs.for_plan(plan)
         stages = {
-            stage: Timed(
-                F=cost.F,
-                I=cost.I,
-                W=cost.W,
-                B=cost.full_backward,
-                R=cost.recompute,
-                stage=stage,
-                num_stages=plan.num_stages,
+            (rank, stage): timed_stage(
+                stage_costs[stage], stage, plan.num_stages, costs.rank_speed[rank] if costs.rank_speed else 1.0
             )
-            for stage, cost in self._costs.items()
+            for rank, stage in place.replicas
         }
         self._engine = Engine(plan, stages, process_group=place.group)
 
@@ -39,9 +33,9 @@ class TimedWork:
         result = self._engine.step()
         return StepNote(result.records, result.peak_activation_bytes)
 
-    def costs(self) -> dict[int, StageCosts]:
-        """See Work. They are those that were asked for."""
-        return self._costs
+    def costs(self) -> dict[Replica, StageCosts]:
+        """See Work. Nothing is measured."""
+        return {}
 
     def digests(self) -> Digests:
         """See Work. There are no parameters."""
@@ -54,3 +48,18 @@ class TimedWork:
     def close(self) -> None:
         """See Work."""
         self._engine.close()
+
+
+def timed_stage(costs: StageCosts, stage: int, num_stages: int, speed: float) -> Timed:
+    """Return a stage that takes what ``costs`` say, on a rank of this speed."""
+    costs = costs.scaled(1 / speed)
+    return Timed(
+        F=costs.F,
+        I=costs.I,
+        W=costs.W,
+        B=costs.full_backward,
+        R=costs.recompute,
+        microbatch_scale=costs.microbatch_scale,
+        stage=stage,
+        num_stages=num_stages,
+    )

@@ -7,8 +7,9 @@ from pathlib import Path
 from pipert.costs import StageCosts
 from pipert.engine import Engine
 from pipert.plan import Plan
+from pipert.replicas import Replica
 from pipert.train import checkpoint
-from pipert.train.clock import ClockedStage
+from pipert.train.clock import ClockedStage, clock_loss
 from pipert.train.config import TrainConfig
 from pipert.train.data import Batches
 from pipert.train.digest import Digests, gradient_digests, parameter_digests
@@ -29,23 +30,24 @@ class Training:
         num_stages, dtype = plan.num_stages, DTYPES[config.dtype]
         self._config = config
         modules = {
-            stage: build_stage(config.model, num_stages, stage, seed=config.seed, dtype=dtype) for stage in place.stages
+            (rank, stage): build_stage(config.model, num_stages, stage, seed=config.seed, dtype=dtype)
+            for rank, stage in place.replicas
         }
         self._optimizer = AdamW(stage_parameters(modules), config.lr)
         if config.resume is not None:
             checkpoint.load(find(config.resume), self._optimizer)
         again, main_grad = recomputed_stages(plan), main_grad_dtype(dtype)
         self._stages = {
-            stage: ClockedStage(module, recompute=stage in again, main_grad_dtype=main_grad)
-            for stage, module in modules.items()
+            (rank, stage): ClockedStage(module, recompute=stage in again, main_grad_dtype=main_grad)
+            for (rank, stage), module in modules.items()
         }
         num_sequences = config.batch_size * plan.num_microbatches
         self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed)
-        last = self._stages.get(num_stages - 1)
+        last = [stage for (_, index), stage in self._stages.items() if index == num_stages - 1]
         self._engine = Engine(
             plan,
             self._stages,
-            loss_fn if last is None else last.clock_loss(loss_fn),
+            clock_loss(loss_fn, last),
             process_group=place.group,
             optimizer=self._optimizer,
             clip_norm=config.clip,
@@ -70,9 +72,9 @@ class Training:
             bits = StepBits(losses, result.grad_norm.item(), self._gradients)
         return StepNote(result.records, result.peak_activation_bytes, loss, bits)
 
-    def costs(self) -> dict[int, StageCosts]:
+    def costs(self) -> dict[Replica, StageCosts]:
         """See Work. They are CPU times."""
-        return {stage: clocked.costs() for stage, clocked in self._stages.items()}
+        return {replica: stage.costs() for replica, stage in self._stages.items() if stage.forward_end_ns}
 
     def digests(self) -> Digests:
         """See Work."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipert.plan import Plan
 from pipert.reference import reference_step
+from pipert.replicas import replicas
 from pipert.train import checkpoint
 from pipert.train.config import TrainConfig
 from pipert.train.data import Batches
@@ -41,8 +42,8 @@ class Reference:
         self._plan = plan
         self._tied = tied_parameters(config.model, plan.num_stages)
         self._modules = {
-            stage: build_stage(config.model, plan.num_stages, stage, seed=config.seed, dtype=dtype)
-            for stage in range(plan.num_stages)
+            (rank, stage): build_stage(config.model, plan.num_stages, stage, seed=config.seed, dtype=dtype)
+            for rank, stage in replicas(plan, range(plan.num_ranks))
         }
         num_sequences = config.batch_size * plan.num_microbatches
         self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed)
@@ -81,10 +82,10 @@ class Reference:
 
 def compare(step: int, pipeline: list[StepBits], reference: StepBits) -> str | None:
     """Say where the pipeline's bits (one entry per process) first differ from the reference's; None if nowhere."""
-    losses = next((bits.losses for bits in pipeline if bits.losses), ())
-    for microbatch, (ours, theirs) in enumerate(zip(losses, reference.losses, strict=True)):
-        if ours != theirs:
-            return f"step {step}: the loss of microbatch {microbatch} is {ours!r}, the reference's {theirs!r}"
+    for losses in [bits.losses for bits in pipeline if bits.losses]:
+        for microbatch, (ours, theirs) in enumerate(zip(losses, reference.losses, strict=True)):
+            if ours != theirs:
+                return f"step {step}: the loss of microbatch {microbatch} is {ours!r}, the reference's {theirs!r}"
     gradients = {key: value for bits in pipeline for key, value in bits.gradients.items()}
     difference = first_difference(gradients, reference.gradients)
     if difference is not None:

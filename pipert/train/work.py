@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipert.costs import StageCosts
+from pipert.replicas import Replica
 from pipert.train.digest import Digests
 from pipert.train.verify import StepBits
 
@@ -35,8 +36,8 @@ class Work(Protocol):
         """Run one step."""
         ...
 
-    def costs(self) -> dict[int, StageCosts]:
-        """Return what the ops of each stage here cost, in ms."""
+    def costs(self) -> dict[Replica, StageCosts]:
+        """Return what the ops of the stages here took, in ms, where that was measured."""
         ...
 
     def digests(self) -> Digests:

@@ -12,14 +12,18 @@ from torch.nn import functional as F
 
 import pipert
 from pipert import passes, schedules
+from pipert.ir import Op, Program
+from pipert.replicas import Replica, replicas
 
 WIDTH = 8
-SCHEDULES = schedules.names()
+TWO_WAY = "two-way"
+SCHEDULES = (*schedules.names(), TWO_WAY)
+Modules = dict[Replica, nn.Module]
 
 
 @dataclass
 class Pipeline:
-    """A plan and everything that is needed to run it; ``modules`` are never run themselves."""
+    """A plan and everything that is needed to run it; ``modules``, by stage, are never run themselves."""
 
     plan: pipert.Plan
     modules: dict[int, nn.Module]
@@ -29,19 +33,18 @@ class Pipeline:
     tied: list[tuple[tuple[int, str], ...]] = field(default_factory=list)
     recompute: dict[int, bool | list[str]] = field(default_factory=dict)
 
-    def copies(self, rank: int | None = None) -> dict[int, nn.Module]:
-        """Fresh modules with the same parameters: those of one rank, or all."""
-        return {
-            stage: copy.deepcopy(module)
-            for stage, module in self.modules.items()
-            if rank is None or rank in self.plan.holders(stage)
-        }
+    def copies(self, rank: int | None = None) -> Modules:
+        """Fresh modules with the same parameters, by (rank, stage): those of one rank, or all."""
+        ranks = range(self.plan.num_ranks) if rank is None else [rank]
+        return {replica: copy.deepcopy(self.modules[replica[1]]) for replica in replicas(self.plan, ranks)}
 
-    def stages(self, modules: dict[int, nn.Module]) -> dict[int, nn.Module | pipert.Stage]:
+    def stages(self, modules: Modules) -> dict[Replica, nn.Module | pipert.Stage]:
         """What an engine is given; where the plan recomputes a whole stage it finds out by itself."""
         return {
-            stage: pipert.Stage(module, recompute=self.recompute[stage]) if stage in self.recompute else module
-            for stage, module in modules.items()
+            replica: pipert.Stage(module, recompute=self.recompute[replica[1]])
+            if replica[1] in self.recompute
+            else module
+            for replica, module in modules.items()
         }
 
 
@@ -112,10 +115,30 @@ def noisy_error(output: Tensor, target: Tensor) -> Tensor:
 CASES = ("skip", "multi-output", "tied", "dropout", "recompute")
 
 
+def two_way(num_ranks: int, num_microbatches: int) -> Program:
+    """Three microbatches of four one way, the fourth the other way; weight gradients at the end, last ones first."""
+    paths = tuple(range(num_ranks)), tuple(reversed(range(num_ranks)))
+    path_of = tuple(int(microbatch % 4 == 3) for microbatch in range(num_microbatches))
+    ranks: list[list[Op]] = [[] for _ in range(num_ranks)]
+    stages, microbatches = range(num_ranks), range(num_microbatches)
+    texts = [f"{stage}F{microbatch}" for microbatch in microbatches for stage in stages]
+    texts += [f"{stage}I{microbatch}" for microbatch in microbatches for stage in reversed(stages)]
+    texts += [f"{stage}W{microbatch}" for microbatch in reversed(microbatches) for stage in stages]
+    for op in map(Op.parse, texts):
+        ranks[paths[path_of[op.microbatch]][op.stage]].append(op)
+    return Program(TWO_WAY, paths, path_of, tuple(map(tuple, ranks)))
+
+
+def build(schedule: str, num_ranks: int, num_microbatches: int) -> Program:
+    if schedule == TWO_WAY:
+        return two_way(num_ranks, num_microbatches)
+    return schedules.build(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
+
+
 def pipeline(case: str, schedule: str, num_ranks: int, *, num_microbatches: int | None = None) -> Pipeline:
     """Make the pipeline of a case; microbatches differ in size. The same arguments give the same numbers."""
     num_microbatches = num_microbatches or 2 * num_ranks
-    program = schedules.build(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
+    program = build(schedule, num_ranks, num_microbatches)
     if case == "recompute":
         program = passes.recompute(program, range(0, program.num_stages, 2))
     plan = pipert.compile(program)
@@ -143,8 +166,8 @@ def pipeline(case: str, schedule: str, num_ranks: int, *, num_microbatches: int 
     return Pipeline(plan, modules, inputs, targets, noisy_error, recompute=recompute)
 
 
-def gradients(modules: dict[int, nn.Module]) -> dict[tuple[int, str], Tensor | None]:
-    return {(s, name): p.grad for s, module in modules.items() for name, p in module.named_parameters()}
+def gradients(modules: Modules) -> dict[tuple[int, int, str], Tensor | None]:
+    return {(*replica, name): p.grad for replica, module in modules.items() for name, p in module.named_parameters()}
 
 
 def assert_same_bits(found: dict, expected: dict) -> None:

@@ -1,10 +1,13 @@
-"""Run by each rank: every case over shared memory has the bits of the reference, and of all ranks in one process."""
+"""Run by each rank: schedules over shared memory have the bits of the reference, and of all ranks in one process.
+
+Arguments: the schedules; without any, all of them.
+"""
 
 import sys
 
 import torch
 import torch.distributed as dist
-from pipelines import CASES, SCHEDULES, Pipeline, assert_same_bits, gradients, pipeline
+from pipelines import CASES, SCHEDULES, TWO_WAY, Pipeline, assert_same_bits, gradients, pipeline
 
 import pipert
 
@@ -22,8 +25,8 @@ def check_one_step(pipe: Pipeline, rank: int) -> None:
         pipe.plan, pipe.stages(modules), pipe.loss_fn, process_group=group, tied=pipe.tied, seed=5
     ) as engine:
         result = engine.step(pipe.inputs, pipe.targets)
-    assert_same_bits(gradients(modules), gradients({stage: reference[stage] for stage in modules}))
-    if rank == pipe.plan.only_path[-1]:
+    assert_same_bits(gradients(modules), gradients({replica: reference[replica] for replica in modules}))
+    if rank in pipe.plan.holders(pipe.plan.num_stages - 1):
         assert torch.equal(result.losses, expected.losses)
         assert torch.equal(result.loss, expected.loss)
     else:
@@ -41,7 +44,7 @@ def check_training(pipe: Pipeline, rank: int) -> None:
     here = pipert.Engine(
         pipe.plan, modules, pipe.loss_fn, optimizer=adamw(modules), process_group=dist.group.WORLD, **options
     )
-    is_first, is_last = rank == pipe.plan.only_path[0], rank == pipe.plan.only_path[-1]
+    is_first, is_last = rank in pipe.plan.holders(0), rank in pipe.plan.holders(pipe.plan.num_stages - 1)
     with everything, here:
         for step in range(2 * STEPS):
             turn = step % len(pipe.inputs)
@@ -59,8 +62,8 @@ def check_training(pipe: Pipeline, rank: int) -> None:
             if is_last:
                 assert torch.equal(result.losses, expected.losses)
                 assert torch.equal(found.losses, evaluated.losses)
-    for stage, module in modules.items():
-        assert_same_bits(module.state_dict(), alone[stage].state_dict())
+    for replica, module in modules.items():
+        assert_same_bits(module.state_dict(), alone[replica].state_dict())
 
 
 def adamw(modules) -> torch.optim.Optimizer:
@@ -71,10 +74,12 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(1)
-    for schedule in SCHEDULES:
-        for case in CASES if "--all" in sys.argv else CASES[:2]:
-            check_one_step(pipeline(case, schedule, num_ranks), rank)
+    chosen = sys.argv[1:] or SCHEDULES
+    for index, schedule in enumerate(chosen):
+        check_one_step(pipeline(CASES[index % len(CASES)], schedule, num_ranks), rank)
         check_training(pipeline("tied", schedule, num_ranks), rank)
+    for case in CASES:
+        check_one_step(pipeline(case, TWO_WAY, num_ranks), rank)
     dist.destroy_process_group()
     print(f"rank {rank} done", flush=True)
 

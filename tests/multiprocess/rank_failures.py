@@ -60,7 +60,7 @@ def run(directory: Path, name: str, fault: Callable[[], None] | None, *, timeout
     pipe = pipeline("skip", "1f1b", 3)
     modules = pipe.copies(rank)
     if rank == GUILTY and fault is not None:
-        modules[GUILTY] = Faulty(modules[GUILTY], 2, fault)
+        modules[GUILTY, GUILTY] = Faulty(modules[GUILTY, GUILTY], 2, fault)
     targets = [*pipe.targets[:4], pipe.targets[4] * float("inf"), pipe.targets[5]]
     stages = changes.get("stages", lambda modules: modules)(modules)
     plan = changes.get("plan", lambda plan: plan)(pipe.plan)

@@ -2,15 +2,28 @@
 
 import pytest
 import torch
-from pipelines import CASES, SCHEDULES, assert_same_bits, gradients, pipeline
+from pipelines import CASES, SCHEDULES, assert_same_bits, build, gradients, pipeline
 
 import pipert
+from pipert.errors import ConfigError
+
+ON_FOUR_RANKS = [(case, schedule, 4) for case in CASES for schedule in SCHEDULES]
+ON_FEWER = [
+    (CASES[i % len(CASES)], schedule, num_ranks) for i, schedule in enumerate(SCHEDULES) for num_ranks in (2, 3)
+]
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3, 4])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("case", CASES)
+def skip_if_it_refuses(schedule, num_ranks):
+    try:
+        build(schedule, num_ranks, 2 * num_ranks)
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(("case", "schedule", "num_ranks"), [*ON_FOUR_RANKS, *ON_FEWER])
 def test_losses_and_gradients_are_the_references(case, schedule, num_ranks):
+    if num_ranks < 4:
+        skip_if_it_refuses(schedule, num_ranks)
     pipe = pipeline(case, schedule, num_ranks)
     reference = pipe.copies()
     expected = pipert.reference_step(
@@ -24,16 +37,17 @@ def test_losses_and_gradients_are_the_references(case, schedule, num_ranks):
     assert_same_bits(gradients(modules), gradients(reference))
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3, 4])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_chain_of_plain_layers_is_what_a_plain_loop_computes(schedule, num_ranks):
-    pipe = pipeline("skip", schedule, num_ranks)
+def test_a_chain_of_plain_layers_is_what_a_plain_loop_computes(schedule):
+    pipe = pipeline("skip", schedule, 4)
+    if len(pipe.plan.paths) > 1:
+        pytest.skip("replicas are summed in an order of their own; see test_engine_replicas.py")
     naive = pipe.copies()
     losses = []
     for x, target in zip(pipe.inputs, pipe.targets, strict=True):
         hidden = (x,)
-        for stage in sorted(naive):
-            hidden = naive[stage](*hidden)
+        for replica in naive:
+            hidden = naive[replica](*hidden)
             hidden = hidden if isinstance(hidden, tuple) else (hidden,)
         loss = pipe.loss_fn(*hidden, target)
         (loss / len(pipe.inputs)).backward()

@@ -9,6 +9,8 @@ import sys
 import time
 
 import pytest
+from pipelines import two_way
+from torch.distributed.checkpoint import FileSystemReader
 
 import pipert
 from pipert.passes import recompute
@@ -114,6 +116,19 @@ def test_resume_on_other_ranks_and_schedule_goes_on_exactly(run, tmp_path):
     assert whole["num_ranks"] == 2
     assert rest["losses"] == whole["losses"][2:]
     assert rest["bitwise_equal"] is True
+
+
+def test_replicas_train_alike_and_are_saved_once(run, tmp_path):
+    pipert.compile(two_way(3, 4)).save(tmp_path / "plan.json")
+    options = [*SMALL, "--dtype=bf16"]
+    process = run(COMMAND, *options, "--plan=plan.json", "--steps=2", "--verify", "--save=out", "--name=first")
+    assert process.returncode == 0, process.stderr_text
+    assert summary_of(tmp_path / "runs" / "first")["bitwise_equal"] is True
+    saved = tmp_path / "out" / "step-000002"
+    pieces = FileSystemReader(saved).read_metadata().storage_data.values()
+    assert sum(file.stat().st_size for file in saved.glob("*.distcp")) == sum(piece.length for piece in pieces)
+    process = run(COMMAND, *options, "--one-process", "--steps=3", "--resume=out", "--verify", "--name=rest")
+    assert process.returncode == 0, process.stderr_text
 
 
 def test_a_plan_file_in_bf16(run, tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 from pipert.errors import ConfigError, PipertError
 from pipert.finish import Finish
 
-STAGE_RANKS = (0, 1, 0)
+HOLDERS = [[0], [1], [0]]
 
 
 class Weight(nn.Module):
@@ -22,8 +22,10 @@ def three_stages():
     return {0: Weight(1.0, 2.0), 1: Weight(4.0, 8.0), 2: Weight(16.0, 32.0)}
 
 
-def finish(modules, **options):
-    result = Finish(STAGE_RANKS, modules, None, None, **options)
+def finish(modules, holders=HOLDERS, **options):
+    """The end of a step; modules are keyed by stage, or by (rank, stage)."""
+    modules = {key if isinstance(key, tuple) else (holders[key][0], key): modules[key] for key in modules}
+    result = Finish(holders, modules, None, None, **options)
     result.connect()
     return result
 

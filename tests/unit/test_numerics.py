@@ -132,12 +132,18 @@ def test_a_parameter_without_gradient_counts_as_zero_and_main_grad_comes_first()
     assert numerics.global_norm([]).item() == 0.0
 
 
-def test_tied_copies_are_summed_by_rank_and_counted_once():
+def test_parameters_are_in_model_order_and_copies_in_rank_order():
+    names = {(0, 3): ["norm", "head"], (1, 0): ["embedding", "scale"], (2, 3): ["norm", "head"]}
     tie = ((3, "head"), (0, "embedding"))
-    assert numerics.tied_in_rank_order(tie, stage_ranks=(1, 0, 0, 0)) == [(3, "head"), (0, "embedding")]
-    order = numerics.model_order({3: ["norm", "head"], 0: ["embedding"]}, [tie])
-    assert order == [(0, "embedding"), (3, "norm")]
+    assert numerics.model_parameters(names, [tie]) == [
+        ((0, 3, "head"), (1, 0, "embedding"), (2, 3, "head")),
+        ((1, 0, "scale"),),
+        ((0, 3, "norm"), (2, 3, "norm")),
+    ]
+
+
+def test_copies_are_summed_into_new_memory():
     gradients = [torch.tensor([1.0]), None, torch.tensor([2.0])]
-    assert numerics.sum_tied(gradients).item() == 3.0
+    assert numerics.sum_copies(gradients).item() == 3.0
     assert gradients[0].item() == 1.0
-    assert numerics.sum_tied([None]) is None
+    assert numerics.sum_copies([None]) is None

@@ -19,11 +19,21 @@ class Order:
 
     ops: tuple
     num_microbatches: int
-    only_path: tuple = (0, 1, 2)
+    stage_ranks: tuple = (0, 1, 2)
 
     @property
     def num_stages(self):
-        return len(self.only_path)
+        return len(self.stage_ranks)
+
+    @property
+    def num_ranks(self):
+        return len(set(self.stage_ranks))
+
+    def holders(self, stage):
+        return (self.stage_ranks[stage],)
+
+    def rank_of_stage(self, stage, microbatch):
+        return self.stage_ranks[stage]
 
 
 def order_of(text, stage_ranks=(0, 1, 2)):
@@ -229,7 +239,7 @@ def test_frozen_and_unused_parameters_have_no_gradient():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda modules: modules.pop(1), "stages 0 to 2"),
+        (lambda modules: modules.pop(1), "stages 0, 2 were given"),
         (lambda modules: modules[2].register_module("again", modules[0][1]), "share a parameter"),
     ],
 )

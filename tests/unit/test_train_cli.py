@@ -25,7 +25,7 @@ def save_plan(num_ranks):
     [
         ("--schedule=zb_v", "did you mean 'zb-v'"),
         ("--ranks=0", "ranks must be at least 1, not 0"),
-        ("--layers=6", "6 layers do not divide into 8 stages"),
+        ("--layers=6", "6 layers do not make 8 stages"),
         ("--microbatches=-2", "microbatches must be at least 1"),
         ("--plan=plan.json --ranks=4", "plan.json is for 2 ranks, this run has 4"),
         ("--plan=plan.json --microbatches=8", "plan.json is for 4 microbatches, this run has 8"),

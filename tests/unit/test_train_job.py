@@ -8,10 +8,11 @@ from rich.console import Console
 
 import pipert
 from pipert.errors import PipertError, StageError
-from pipert.sim import StageCosts
+from pipert.numerics import Copy
+from pipert.sim import Costs, StageCosts
 from pipert.train import job, training
 from pipert.train.config import ModelConfig, TrainConfig
-from pipert.train.predict import predict
+from pipert.train.predict import measured_costs, predict
 from pipert.train.verify import Reference, StepBits, compare, compare_parameters
 
 SMALL = ModelConfig(num_layers=4, dim=16, num_heads=2, seq_len=8)
@@ -54,35 +55,37 @@ def test_a_single_wrong_bit_ends_the_run_and_is_named(run, monkeypatch, tmp_path
     def with_a_wrong_bit(self, step):
         bits = honest(self, step)
         if step == 1:
-            bits.gradients[2, "layers.2.mlp.up.weight"] = b"something else"
+            bits.gradients[Copy(0, 2, "layers.2.mlp.up.weight")] = b"something else"
         return bits
 
     monkeypatch.setattr(Reference, "step", with_a_wrong_bit)
-    with pytest.raises(PipertError, match=r"step 1: the gradient of layers\.2\.mlp\.up\.weight \(stage 2\) differs"):
+    with pytest.raises(
+        PipertError, match=r"step 1: the gradient of layers\.2\.mlp\.up\.weight \(stage 2 on rank 0\) differs"
+    ):
         run(verify=True)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["bitwise_equal"] is False
 
 
 def test_parameters_are_compared_at_the_end(run, monkeypatch):
     monkeypatch.setattr(training, "parameter_digests", lambda parameters: dict.fromkeys(parameters, b"wrong"))
-    with pytest.raises(PipertError, match=r"after the last step, embed\.weight \(stage 0\) differs"):
+    with pytest.raises(PipertError, match=r"after the last step, embed\.weight \(stage 0 on rank 0\) differs"):
         run(verify=True)
 
 
 def test_compare():
-    bits = StepBits((1.0, 2.0), 3.0, {(0, "w"): b"a", (1, "w"): b"b"})
-    first, second = StepBits((), 3.0, {(0, "w"): b"a"}), StepBits((1.0, 2.0), 3.0, {(1, "w"): b"b"})
+    bits = StepBits((1.0, 2.0), 3.0, {Copy(0, 0, "w"): b"a", Copy(1, 1, "w"): b"b"})
+    first, second = StepBits((), 3.0, {Copy(0, 0, "w"): b"a"}), StepBits((1.0, 2.0), 3.0, {Copy(1, 1, "w"): b"b"})
     assert compare(5, [first, second], bits) is None
-    missing = StepBits((1.0, 2.0), 3.0, {(0, "w"): b"a"})
-    assert compare(5, [missing], bits) == "step 5: the gradient of w (stage 1) differs from the reference's"
+    missing = StepBits((1.0, 2.0), 3.0, {Copy(0, 0, "w"): b"a"})
+    assert compare(5, [missing], bits) == "step 5: the gradient of w (stage 1 on rank 1) differs from the reference's"
     other_loss = StepBits((1.0, 2.5), 3.0, second.gradients)
     assert compare(5, [first, other_loss], bits) == "step 5: the loss of microbatch 1 is 2.5, the reference's 2.0"
     other_norm = StepBits((1.0, 2.0), 4.0, second.gradients)
     assert "gradient norm is 4.0" in compare(5, [first, other_norm], bits)
-    assert compare_parameters([{(0, "w"): b"a"}, {(1, "w"): b"b"}], bits.gradients) is None
+    assert compare_parameters([{Copy(0, 0, "w"): b"a"}, {Copy(1, 1, "w"): b"b"}], bits.gradients) is None
     assert (
-        compare_parameters([{(0, "w"): b"a"}], bits.gradients)
-        == "after the last step, w (stage 1) differs from the reference's"
+        compare_parameters([{Copy(0, 0, "w"): b"a"}], bits.gradients)
+        == "after the last step, w (stage 1 on rank 1) differs from the reference's"
     )
 
 
@@ -96,8 +99,16 @@ def test_a_stage_that_raises(run, monkeypatch, tmp_path):
 
 def test_one_process_computes_one_op_after_another():
     plan = pipert.compile(pipert.schedules.build("zb-h1", num_ranks=2, num_microbatches=3))
-    costs = {0: StageCosts(F=1, I=2, W=3), 1: StageCosts(F=10, I=20, W=30)}
-    report = predict(plan, costs, None, one_process=True)
+    costs = Costs.per_stage([StageCosts(F=1, I=2, W=3), StageCosts(F=10, I=20, W=30)])
+    report = predict(plan, costs, one_process=True)
     assert report.compute_times == (18, 180)
     assert report.makespan == 198
-    assert predict(plan, costs, None, one_process=False).makespan < 198
+    assert predict(plan, costs, one_process=False).makespan < 198
+
+
+def test_replicas_cost_their_mean():
+    plan = pipert.compile(pipert.schedules.build("1f1b", num_ranks=2, num_microbatches=2))
+    measured = [{(0, 0): StageCosts(F=1, I=2, W=3), (0, 1): StageCosts(F=4, I=4, W=0, B=8)}]
+    measured += [{(1, 1): StageCosts(F=6, I=6, W=0, B=10)}]
+    costs = measured_costs(plan, measured, None)
+    assert costs.stages == (StageCosts(F=1, I=2, W=3), StageCosts(F=5, I=5, W=0, B=9))

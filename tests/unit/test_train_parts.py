@@ -5,11 +5,13 @@ import itertools
 import pytest
 import torch
 
+from pipert.digest import digest
 from pipert.errors import ConfigError, PipertError
+from pipert.numerics import Copy
 from pipert.train import checkpoint
 from pipert.train.config import ModelConfig, TrainConfig
 from pipert.train.data import Batches
-from pipert.train.digest import digest, first_difference
+from pipert.train.digest import first_difference
 from pipert.train.model import build_stage, loss_fn
 from pipert.train.optim import AdamW, learning_rate, stage_parameters
 from pipert.train.plans import cut, tied_parameters
@@ -21,6 +23,10 @@ SMALL = ModelConfig(num_layers=4, dim=16, num_heads=2, seq_len=8)
 
 def make_stages(config, num_stages, dtype=torch.float32, seed=0):
     return {s: build_stage(config, num_stages, s, seed=seed, dtype=dtype) for s in range(num_stages)}
+
+
+def parameters_of(stages):
+    return stage_parameters({(stage, stage): module for stage, module in stages.items()})
 
 
 def run_through(stages, x):
@@ -35,8 +41,8 @@ def test_any_cut_is_the_same_model(positions, tied):
     x = torch.randint(256, (3, 8))
     whole, pieces = make_stages(config, 1), make_stages(config, 4)
     assert torch.equal(run_through(whole, x), run_through(pieces, x))
-    names = {name for _, name in stage_parameters(pieces)}
-    assert names == {name for _, name in stage_parameters(whole)}
+    names = {copy.name for copy in parameters_of(pieces)}
+    assert names == {copy.name for copy in parameters_of(whole)}
     assert ("head.weight" in names) is not tied
     assert ("positions.weight" in names) is (positions == "learned")
 
@@ -69,10 +75,11 @@ def test_tied_copies_start_equal():
     assert tied_parameters(SMALL, 1) == ()
 
 
-def test_layers_that_do_not_divide():
-    with pytest.raises(ConfigError, match="10 layers do not divide into 8 stages; --layers 8"):
-        cut(10, 8)
+def test_every_stage_has_layers():
     assert cut(4, 2) == [range(2), range(2, 4)]
+    assert cut(11, 4) == [range(3), range(3, 6), range(6, 9), range(9, 11)]
+    with pytest.raises(ConfigError, match="7 layers do not make 8 stages; --layers 8"):
+        cut(7, 8)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def train(stages, optimizer, steps):
         torch.manual_seed(step)
         x = torch.randint(256, (2, 9))
         loss_fn(run_through(stages, x[:, :-1]), x[:, 1:]).backward()
-        if optimizer.model_parameters.get((3, "embed.weight")) is not None:  # tied copies share one gradient
+        if optimizer.model_parameters.get((3, 3, "embed.weight")) is not None:  # tied copies share one gradient
             first, last = stages[0].embed.weight, stages[3].embed.weight
             first.grad = last.grad = first.grad + last.grad
         optimizer.step()
@@ -176,7 +183,7 @@ def train(stages, optimizer, steps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resume_with_another_cut_continues_exactly(tmp_path, dtype):
     stages = make_stages(SMALL, 4, dtype)
-    optimizer = AdamW(stage_parameters(stages), lr=1e-2)
+    optimizer = AdamW(parameters_of(stages), lr=1e-2)
     train(stages, optimizer, range(3))
     checkpoint.save(tmp_path, 3, optimizer, {"dim": 16})
     saved = find(tmp_path)
@@ -184,23 +191,23 @@ def test_resume_with_another_cut_continues_exactly(tmp_path, dtype):
     assert read_step(saved, {"dim": 16}) == 3
 
     again = make_stages(SMALL, 4, dtype, seed=99)
-    resumed = AdamW(stage_parameters(again), lr=1e-2)
+    resumed = AdamW(parameters_of(again), lr=1e-2)
     checkpoint.load(saved, resumed)
     whole = make_stages(SMALL, 1, dtype, seed=98)
-    checkpoint.load(saved, AdamW(stage_parameters(whole), lr=1e-2))
+    checkpoint.load(saved, AdamW(parameters_of(whole), lr=1e-2))
     x = torch.randint(256, (2, 8))
     assert torch.equal(run_through(whole, x), run_through(stages, x))
 
     train(stages, optimizer, range(3, 5))
     train(again, resumed, range(3, 5))
-    for key, parameter in stage_parameters(stages).items():
+    for key, parameter in parameters_of(stages).items():
         assert torch.equal(parameter, resumed.model_parameters[key]), key
         assert torch.equal(optimizer.masters[key], resumed.masters[key]), key
 
 
 def test_saving_twice_and_bad_checkpoints(tmp_path):
     stages = make_stages(SMALL, 1)
-    optimizer = AdamW(stage_parameters(stages), lr=1e-2)
+    optimizer = AdamW(parameters_of(stages), lr=1e-2)
     with pytest.raises(ConfigError, match="no checkpoint there"):
         find(tmp_path)
     for _ in range(2):
@@ -220,14 +227,14 @@ def test_saving_twice_and_bad_checkpoints(tmp_path):
             checkpoint.load(damaged, optimizer)
     other = make_stages(ModelConfig(num_layers=4, dim=16, num_heads=2, seq_len=8, tied=False), 1)
     with pytest.raises(ConfigError, match="cannot be read"):
-        checkpoint.load(find(tmp_path), AdamW(stage_parameters(other), lr=1e-2))
+        checkpoint.load(find(tmp_path), AdamW(parameters_of(other), lr=1e-2))
 
 
 def test_a_save_that_dies_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     from torch.distributed.checkpoint import state_dict_saver
 
     stages = make_stages(SMALL, 1)
-    optimizer = AdamW(stage_parameters(stages), lr=1e-2)
+    optimizer = AdamW(parameters_of(stages), lr=1e-2)
     checkpoint.save(tmp_path, 1, optimizer, {})
     monkeypatch.setattr(state_dict_saver, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(PipertError, match="step-000002 cannot be written: disk full"):
@@ -241,7 +248,8 @@ def test_digests_tell_bits_types_and_shapes_apart():
     different = [zeros, -zeros, zeros.view(2, 2), zeros.int(), torch.zeros(2, dtype=torch.float64), zeros[:0], None]
     assert len({digest(tensor) for tensor in different}) == len(different)
     assert digest(torch.arange(6).view(2, 3).T) == digest(torch.tensor([[0, 3], [1, 4], [2, 5]]))
-    ours = {(1, "b"): b"1", (0, "a"): b"2"}
+    a, b = Copy(1, 0, "a"), Copy(0, 1, "b")
+    ours = {b: b"1", a: b"2"}
     assert first_difference(ours, dict(ours)) is None
-    assert first_difference(ours, {(0, "a"): b"3", (1, "b"): b"4"}) == "a (stage 0)"
-    assert first_difference(ours, {(0, "a"): b"2"}) == "b (stage 1)"
+    assert first_difference(ours, {a: b"3", b: b"4"}) == "a (stage 0 on rank 1)"
+    assert first_difference(ours, {a: b"2"}) == "b (stage 1 on rank 0)"
