@@ -3,7 +3,8 @@
 The C++ enum, the plan parser and the trace names are generated from this file at build time
 (``csrc/plan/generate_op_kinds.py``), so it imports nothing but the standard library.
 
-The texts are those of PyTorch's schedule CSV: ``2F0`` is stage 2, forward, microbatch 0.
+The texts are those of PyTorch's schedule CSV: ``2F0`` is stage 2, forward, microbatch 0; ``2UNSHARD`` is for all of
+stage 2.
 """
 
 from __future__ import annotations
@@ -17,28 +18,37 @@ class LaneKind(enum.Enum):
     COMPUTE = "compute"
     SEND = "send"
     RECV = "recv"
+    COLLECTIVE = "collective"
 
 
 class OpKind(enum.Enum):
-    """One kind of op: ``OpKind.FORWARD.text == "F"``, ``OpKind.FORWARD.lane is LaneKind.COMPUTE``."""
+    """One kind of op: ``OpKind.FORWARD.text == "F"``, ``OpKind.FORWARD.lane is LaneKind.COMPUTE``.
 
-    FORWARD = ("F", LaneKind.COMPUTE)
-    BACKWARD = ("B", LaneKind.COMPUTE)
-    INPUT_GRAD = ("I", LaneKind.COMPUTE)
-    WEIGHT_GRAD = ("W", LaneKind.COMPUTE)
-    RECOMPUTE = ("R", LaneKind.COMPUTE)
-    OVERLAP_F_B = ("OVERLAP_F_B", LaneKind.COMPUTE)
-    SEND_F = ("SEND_F", LaneKind.SEND)
-    RECV_F = ("RECV_F", LaneKind.RECV)
-    SEND_B = ("SEND_B", LaneKind.SEND)
-    RECV_B = ("RECV_B", LaneKind.RECV)
+    Attributes:
+        text: the letters that stand for this kind in an op's text.
+        lane: the kind of lane that runs it.
+        has_microbatch: whether it works on one microbatch; the others are for a stage as a whole.
+    """
 
-    @property
-    def text(self) -> str:
-        """The letters that stand for this kind in an op's text."""
-        return self.value[0]
+    text: str
+    lane: LaneKind
+    has_microbatch: bool
 
-    @property
-    def lane(self) -> LaneKind:
-        """The kind of lane that runs it."""
-        return self.value[1]
+    FORWARD = ("F", LaneKind.COMPUTE, True)
+    BACKWARD = ("B", LaneKind.COMPUTE, True)
+    INPUT_GRAD = ("I", LaneKind.COMPUTE, True)
+    WEIGHT_GRAD = ("W", LaneKind.COMPUTE, True)
+    RECOMPUTE = ("R", LaneKind.COMPUTE, True)
+    OVERLAP_F_B = ("OVERLAP_F_B", LaneKind.COMPUTE, True)
+    SEND_F = ("SEND_F", LaneKind.SEND, True)
+    RECV_F = ("RECV_F", LaneKind.RECV, True)
+    SEND_B = ("SEND_B", LaneKind.SEND, True)
+    RECV_B = ("RECV_B", LaneKind.RECV, True)
+    UNSHARD = ("UNSHARD", LaneKind.COLLECTIVE, False)
+    RESHARD = ("RESHARD", LaneKind.COLLECTIVE, False)
+    REDUCE_GRAD = ("REDUCE_GRAD", LaneKind.COLLECTIVE, False)
+
+    def __init__(self, text: str, lane: LaneKind, has_microbatch: bool) -> None:
+        self.text = text
+        self.lane = lane
+        self.has_microbatch = has_microbatch

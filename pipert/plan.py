@@ -22,7 +22,7 @@ class Lane:
     Attributes:
         rank: where it runs.
         kind: what it runs.
-        peer: the destination of a send lane, the source of a receive lane, -1 of a compute lane.
+        peer: the destination of a send lane, the source of a receive lane, -1 of other lanes.
     """
 
     rank: int

@@ -28,6 +28,9 @@ _COLORS = {
     OpKind.SEND_B: (112, 124, 145),
     OpKind.RECV_F: (160, 170, 188),
     OpKind.RECV_B: (160, 170, 188),
+    OpKind.UNSHARD: (120, 132, 84),
+    OpKind.RESHARD: (168, 176, 140),
+    OpKind.REDUCE_GRAD: (148, 112, 84),
 }
 _LIGHTEST = 0.42  # how far the last chunk of a rank is mixed with white
 _KINDS = tuple(OpKind)

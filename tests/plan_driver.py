@@ -17,7 +17,7 @@ def payload(text, step, nbytes):
 
 
 class Driver:
-    """Handlers for the ranks' compute ops; ``nbytes(text, step)`` is how much a SEND sends.
+    """Handlers for the ranks' compute and collective ops; ``nbytes(text, step)`` is how much a SEND sends.
 
     ``before[text]`` is called by the handler of that op; a SEND in ``silent`` is not posted.
     """
@@ -34,14 +34,15 @@ class Driver:
         self._sent = {}
         self._step = -1
         lanes = [plan.lanes[lane] for lane in plan.op_lane]
-        self.rows = [row for row, lane in enumerate(lanes) if lane.kind is LaneKind.COMPUTE and lane.rank in set(ranks)]
+        ours = (LaneKind.COMPUTE, LaneKind.COLLECTIVE)
+        self.rows = [row for row, lane in enumerate(lanes) if lane.kind in ours and lane.rank in set(ranks)]
         self.sends = {row: [] for row in self.rows}
         self.reads = {row: [] for row in self.rows}
         for row, lane in enumerate(lanes):
             for dep in plan.deps[plan.dep_offsets[row] : plan.dep_offsets[row + 1]]:
                 if lane.kind is LaneKind.SEND and dep in self.sends:
                     self.sends[dep].append(row)
-                if lane.kind is LaneKind.COMPUTE and row in self.reads:
+                if lane.kind in ours and row in self.reads and lanes[dep].kind is LaneKind.RECV:
                     self.reads[row].append(dep)
         self.executor.bind([self._handler(row) for row in self.rows])
 

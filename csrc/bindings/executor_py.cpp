@@ -86,8 +86,8 @@ class PyExecutor {
     refuse_while_running("bind");
     const std::span<const int32_t> ops = executor().compute_ops();
     if (handlers.size() != ops.size()) {
-      throw ConfigError("bind needs a handler for each of the " + std::to_string(ops.size()) + " compute ops, got " +
-                        std::to_string(handlers.size()));
+      throw ConfigError("bind needs a handler for each of the " + std::to_string(ops.size()) +
+                        " compute and collective ops, got " + std::to_string(handlers.size()));
     }
     std::vector<py::object> callables;
     std::vector<py::object> microbatches;
@@ -217,7 +217,9 @@ void bind_executor(py::module_& m) {
                     int64_t>(),
            py::arg("plan"), py::arg("channels"), py::arg("ranks"), py::arg("spin_us"), py::arg("timeout_ms"))
       .def("bind", &PyExecutor::bind, py::arg("handlers"),
-           "One handler per compute op of the ranks, in the global order; each is called with its microbatch.")
+           "One handler per compute or collective op of the ranks, in the global order; each is called with its "
+           "microbatch "
+           "(-1: the op has none).")
       .def("step", &PyExecutor::step, py::arg("step"),
            "Runs one step; returns when all lanes have finished it. Holds the GIL in handlers only, and gives it up "
            "while waiting. A handler's exception comes through unchanged. Raises PeerLost, LaneTimeout, "

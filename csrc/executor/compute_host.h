@@ -12,7 +12,7 @@ class ComputeHost {
  public:
   virtual ~ComputeHost() = default;
 
-  // Runs compute op `index` (of the executor's, in the global order). What it throws ends the step and goes to the
+  // Runs op `index` of Executor::compute_ops(). What it throws ends the step and goes to the
   // caller of Executor::step unchanged.
   virtual void run(size_t index) = 0;
   // What run() or check_signals() threw, in a few words, for the peers.

@@ -1,9 +1,9 @@
 // A plan and its resources, made once, stepped many times. Nothing is decided while it runs: the plan says what waits
 // for what.
 //
-// Compute ops run on the thread that calls step(), in the global order; with several ranks in this process, those of
-// all of them. A compute op waits for the messages it reads; when it has finished, the thread offers the slots that it
-// freed (RecvLane) and hands on what it sends (SendLane).
+// Compute and collective ops run on the thread that calls step(), in the global order; with several ranks in this
+// process, those of all of them. A compute op waits for the messages it reads; when it has finished, the thread offers
+// the slots that it freed (RecvLane) and hands on what it sends (SendLane).
 #pragma once
 
 #include <atomic>
@@ -51,7 +51,7 @@ class Executor {
   Executor& operator=(const Executor&) = delete;
 
   const Plan& plan() const noexcept { return *plan_; }
-  // The compute ops of this process, in the global order.
+  // The compute and collective ops of this process, in the global order.
   std::span<const int32_t> compute_ops() const noexcept { return wiring_.program_ids; }
 
   // Counts of finished sends start anew.

@@ -19,6 +19,8 @@ std::string Executor::status() const {
       lines += awaited >= 0 ? ", " + text(current) + " waits for " + text(awaited) : ", runs " + text(current);
     }
     lines += "\n";
+    if (wiring_.collective[rank].ops_per_step > 0)
+      lines += "rank " + std::to_string(rank) + " collective: " + progress(wiring_.collective[rank]) + "\n";
   }
   for (const std::unique_ptr<SendLane>& lane : wiring_.send_lanes) {
     const int32_t waiting = lane->waiting_op();

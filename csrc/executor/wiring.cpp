@@ -20,18 +20,19 @@ class Wirer {
   Wirer(const Plan& plan, Channels& channels, int64_t timeout_ns);
 
   // One per phase, in this order.
-  void add_records();        // before anything points at one
-  void count_compute_ops();  // before a thread looks at a compute cursor
-  void add_recv_lanes();     // without dependencies
-  void add_send_lanes();     // their threads start at once, but find nothing to do before the first step
+  void add_records();     // before anything points at one
+  void count_ops();       // before a thread looks at a cursor
+  void add_recv_lanes();  // without dependencies
+  void add_send_lanes();  // their threads start at once, but find nothing to do before the first step
   void add_recv_dependencies();
-  void add_compute_ops();
+  void add_program();
 
   Wiring take() { return std::move(wiring_); }
 
  private:
   bool has_ops_here(size_t lane, LaneKind kind) const;
   LaneKind kind_of(int32_t op) const { return lane_of(plan_.ops[op].kind); }
+  Cursor& cursor_of(int32_t op);
   TraceRecord* record(int32_t op) { return &wiring_.records[record_of_[op]]; }
   [[noreturn]] void refuse(int32_t op, int32_t dependency, const char* why) const;
 
@@ -59,6 +60,7 @@ Wirer::Wirer(const Plan& plan, Channels& channels, int64_t timeout_ns)
       feeds_(plan.num_ops()) {
   wiring_.places.resize(plan.num_ops());
   wiring_.compute = std::vector<Cursor>(plan.num_ranks);
+  wiring_.collective = std::vector<Cursor>(plan.num_ranks);
 }
 
 void Wirer::add_records() {
@@ -69,16 +71,22 @@ void Wirer::add_records() {
   }
 }
 
-void Wirer::count_compute_ops() {
+void Wirer::count_ops() {
   for (size_t index = 0; index < plan_.lanes.size(); ++index) {
     const Lane& lane = plan_.lanes[index];
-    if (lane.kind != LaneKind::COMPUTE) continue;
-    Cursor& cursor = wiring_.compute[lane.rank];
+    if (lane.kind != LaneKind::COMPUTE && lane.kind != LaneKind::COLLECTIVE) continue;
+    const bool compute = lane.kind == LaneKind::COMPUTE;
+    Cursor& cursor = (compute ? wiring_.compute : wiring_.collective)[lane.rank];
     if (cursor.ops_per_step != 0) {
-      throw PlanError("rank " + std::to_string(lane.rank) + " has two compute lanes", {.rank = lane.rank});
+      throw PlanError("rank " + std::to_string(lane.rank) + " has two " + std::string(text_of(lane.kind)) + " lanes",
+                      {.rank = lane.rank});
     }
     cursor.ops_per_step = plan_.lane_ops[index].size();
   }
+}
+
+Cursor& Wirer::cursor_of(int32_t op) {
+  return (kind_of(op) == LaneKind::COMPUTE ? wiring_.compute : wiring_.collective)[plan_.rank_of(op)];
 }
 
 bool Wirer::has_ops_here(size_t lane, LaneKind kind) const {
@@ -115,7 +123,8 @@ RecvOp Wirer::recv_op(int32_t op) {
 
 void Wirer::add_offers(int32_t op, RecvLane* lane) {
   for (const int32_t dependency : plan_.deps_of(op)) {
-    if (kind_of(dependency) == LaneKind::RECV) refuse(op, dependency, "a receive cannot wait for a receive");
+    if (kind_of(dependency) == LaneKind::RECV || kind_of(dependency) == LaneKind::COLLECTIVE)
+      refuse(op, dependency, "a receive can only wait for compute ops and sends");
     add_once(offers_[dependency], lane);
   }
 }
@@ -170,9 +179,9 @@ std::vector<Dependency> Wirer::recv_dependencies(int32_t op) const {
   return dependencies;
 }
 
-void Wirer::add_compute_ops() {
+void Wirer::add_program() {
   for (int32_t op = 0; op < plan_.num_ops(); ++op) {
-    if (record_of_[op] < 0 || kind_of(op) != LaneKind::COMPUTE) continue;
+    if (record_of_[op] < 0 || is_transfer(plan_.ops[op].kind)) continue;
     wiring_.places[op] = {.lane = -1, .position = static_cast<int32_t>(wiring_.program.size())};
     wiring_.program.push_back(compute_op(op));
     wiring_.program_ids.push_back(op);
@@ -180,14 +189,11 @@ void Wirer::add_compute_ops() {
 }
 
 ComputeOp Wirer::compute_op(int32_t op) {
-  ComputeOp compute{.op = op,
-                    .cursor = &wiring_.compute[plan_.rank_of(op)],
-                    .record = record(op),
-                    .reads = {},
-                    .frees = offers_[op],
-                    .feeds = {}};
+  ComputeOp compute{
+      .op = op, .cursor = &cursor_of(op), .record = record(op), .reads = {}, .frees = offers_[op], .feeds = {}};
   for (const int32_t dependency : plan_.deps_of(op)) {
-    if (kind_of(dependency) != LaneKind::RECV) refuse(op, dependency, "a compute op can only wait for receives");
+    if (kind_of(dependency) == LaneKind::SEND) refuse(op, dependency, "only a receive can wait for a send");
+    if (kind_of(dependency) != LaneKind::RECV) continue;  // ran before, on the same thread
     const Place place = wiring_.places[dependency];
     compute.reads.emplace_back(wiring_.recv_lanes[place.lane].get(), place.position);
   }
@@ -200,11 +206,11 @@ ComputeOp Wirer::compute_op(int32_t op) {
 Wiring wire(const Plan& plan, Channels& channels, int64_t timeout_ns) {
   Wirer wirer(plan, channels, timeout_ns);
   wirer.add_records();
-  wirer.count_compute_ops();
+  wirer.count_ops();
   wirer.add_recv_lanes();
   wirer.add_send_lanes();
   wirer.add_recv_dependencies();
-  wirer.add_compute_ops();
+  wirer.add_program();
   return wirer.take();
 }
 

@@ -15,6 +15,7 @@
 
 namespace pipert {
 
+// An op that the calling thread runs: compute or collective.
 struct ComputeOp {
   int32_t op = -1;
   Cursor* cursor = nullptr;
@@ -35,7 +36,8 @@ struct Wiring {
   std::vector<Place> places;         // per op of the plan
   std::vector<TraceRecord> records;  // per op of this process, in the global order
   std::vector<Cursor> compute;       // per rank of the plan
-  std::vector<ComputeOp> program;    // the compute ops of this process, in the global order
+  std::vector<Cursor> collective;    // likewise
+  std::vector<ComputeOp> program;    // the compute and collective ops of this process, in the global order
   std::vector<int32_t> program_ids;  // their ids
   std::vector<std::unique_ptr<RecvLane>> recv_lanes;
   std::vector<std::unique_ptr<SendLane>> send_lanes;  // last, so destroyed first: their threads use the above

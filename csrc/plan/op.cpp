@@ -1,5 +1,6 @@
 #include "plan/op.h"
 
+#include <algorithm>
 #include <charconv>
 
 namespace pipert {
@@ -22,11 +23,11 @@ std::optional<int32_t> take_number(std::string_view& text) {
 std::optional<Op> parse_plain(std::string_view text) {
   const std::optional<int32_t> stage = take_number(text);
   if (!stage) return std::nullopt;
-  const size_t letters = text.find_first_of(digits);
-  if (letters == std::string_view::npos) return std::nullopt;
+  const size_t letters = std::min(text.find_first_of(digits), text.size());
   const std::optional<OpKind> kind = find_op_kind(text.substr(0, letters));
   if (!kind || *kind == OpKind::OVERLAP_F_B) return std::nullopt;
   text.remove_prefix(letters);
+  if (!has_microbatch(*kind)) return text.empty() ? std::optional(make_op(*kind, *stage, -1)) : std::nullopt;
   const std::optional<int32_t> microbatch = take_number(text);
   if (!microbatch || !text.empty()) return std::nullopt;
   return make_op(*kind, *stage, *microbatch);
@@ -56,7 +57,9 @@ std::optional<Op> parse_op(std::string_view text) {
 }
 
 std::string to_text(OpKind kind, int32_t stage, int32_t microbatch) {
-  return std::to_string(stage).append(text_of(kind)).append(std::to_string(microbatch));
+  std::string text = std::to_string(stage).append(text_of(kind));
+  if (has_microbatch(kind)) text += std::to_string(microbatch);
+  return text;
 }
 
 std::string to_text(const Op& op) {

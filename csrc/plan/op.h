@@ -1,4 +1,4 @@
-// One instruction of a plan, and its text: "2F0", "3RECV_B1", "(2F3;5B1)OVERLAP_F_B".
+// One instruction of a plan, and its text: "2F0", "3RECV_B1", "(2F3;5B1)OVERLAP_F_B", "2UNSHARD".
 #pragma once
 
 #include <array>
@@ -23,10 +23,10 @@ struct ComputePart {
 struct Op {
   OpKind kind;
   int32_t stage;                     // of an overlapped pair: of its first part
-  int32_t microbatch;                // likewise
-  std::array<ComputePart, 2> parts;  // a plain compute op is its own first part; transfers have none
+  int32_t microbatch;                // likewise; -1 for a kind that has none
+  std::array<ComputePart, 2> parts;  // a plain compute op is its own first part; others have none
 
-  // The parts in the order in which they run: two of an overlapped pair, one of a plain compute op, none of a transfer.
+  // The parts in the order in which they run: two of an overlapped pair, one of a plain compute op, none of others.
   std::span<const ComputePart> compute_parts() const {
     if (lane_of(kind) != LaneKind::COMPUTE) return {};
     return {parts.data(), kind == OpKind::OVERLAP_F_B ? size_t{2} : size_t{1}};

@@ -147,9 +147,9 @@ void make_lanes(Plan& plan, const Columns& columns) {
       {{"rank", columns.lane_rank.size()}, {"kind", columns.lane_kind.size()}, {"peer", columns.lane_peer.size()}});
   for (size_t i = 0; i < columns.lane_rank.size(); ++i) {
     const std::string lane = "lane " + std::to_string(i);
-    const bool compute = columns.lane_kind[i] == LaneKind::COMPUTE;
+    const bool edge = columns.lane_kind[i] == LaneKind::SEND || columns.lane_kind[i] == LaneKind::RECV;
     check_range("rank of " + lane, columns.lane_rank[i], 0, plan.num_ranks - 1);
-    check_range("peer of " + lane, columns.lane_peer[i], compute ? -1 : 0, compute ? -1 : plan.num_ranks - 1);
+    check_range("peer of " + lane, columns.lane_peer[i], edge ? 0 : -1, edge ? plan.num_ranks - 1 : -1);
     plan.lanes.push_back({columns.lane_rank[i], columns.lane_kind[i], columns.lane_peer[i]});
   }
 }
@@ -188,7 +188,7 @@ void check_ops(const Plan& plan) {
       check("microbatch", part.microbatch, 0, plan.num_microbatches - 1);
     }
     check("stage", plan.ops[op].stage, 0, plan.num_stages - 1);
-    check("microbatch", plan.ops[op].microbatch, 0, plan.num_microbatches - 1);
+    if (has_microbatch(plan.ops[op].kind)) check("microbatch", plan.ops[op].microbatch, 0, plan.num_microbatches - 1);
     check("lane", plan.op_lane[op], 0, num_lanes - 1);
     check("slot", plan.op_slot[op], -1, num_slots - 1);
     check("end in dep_offsets", plan.dep_offsets[op + 1], plan.dep_offsets[op], num_deps);

@@ -18,7 +18,7 @@ namespace pipert {
 struct Lane {
   int32_t rank;
   LaneKind kind;
-  int32_t peer;  // the rank at the other end; -1 on compute lanes
+  int32_t peer;  // the rank at the other end; -1 on compute and collective lanes
   bool operator==(const Lane&) const = default;
 };
 
@@ -60,7 +60,7 @@ struct Plan {
   const Lane& lane_of_op(int32_t op) const { return lanes[op_lane[op]]; }
   int32_t rank_of(int32_t op) const { return lane_of_op(op).rank; }
   int32_t rank_of(int32_t stage, int32_t microbatch) const { return paths[path_of[microbatch]][stage]; }
-  // The other end of a transfer, given either; -1 for a compute op.
+  // The other end of a transfer, given either; -1 for any other op.
   int32_t partner_of(int32_t op) const {
     const LaneKind kind = lane_of(ops[op].kind);
     return kind == LaneKind::SEND ? op + 1 : kind == LaneKind::RECV ? op - 1 : -1;

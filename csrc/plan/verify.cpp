@@ -9,29 +9,14 @@
 #include <tuple>
 
 #include "core/error.h"
+#include "plan/fault.h"
 #include "plan/plan.h"
+#include "plan/shards.h"
 #include "plan/wait_cycle.h"
 #include "plan/work_table.h"
 
 namespace pipert {
 namespace {
-
-std::string name_of(const Plan& plan, int32_t op) { return plan.text(op) + " (op " + std::to_string(op) + ")"; }
-
-std::string name_of(const Lane& lane) {
-  std::string name = "rank " + std::to_string(lane.rank) + "'s " + std::string(text_of(lane.kind)) + " lane";
-  if (lane.kind == LaneKind::SEND) name += " to rank " + std::to_string(lane.peer);
-  if (lane.kind == LaneKind::RECV) name += " from rank " + std::to_string(lane.peer);
-  return name;
-}
-
-[[noreturn]] void fail(int32_t rank, const std::string& op, const std::string& what) {
-  throw PlanError("rank " + std::to_string(rank) + ": " + what, {rank, op, {}});
-}
-
-[[noreturn]] void fail(const Plan& plan, int32_t op, const std::string& expected, const std::string& found) {
-  fail(plan.rank_of(op), plan.text(op), name_of(plan, op) + ": expected " + expected + ", found " + found);
-}
 
 // Lanes: none twice, none between a rank and itself.
 void check_lanes(const Plan& plan) {
@@ -50,9 +35,10 @@ int32_t other_stage(const Op& transfer) {
 
 Lane expected_lane(const Plan& plan, int32_t op) {
   const Op& the_op = plan.ops[op];
-  const int32_t rank = plan.rank_of(the_op.stage, the_op.microbatch);
   const LaneKind kind = lane_of(the_op.kind);
-  if (kind == LaneKind::COMPUTE) return {rank, kind, -1};
+  if (!has_microbatch(the_op.kind)) return {plan.rank_of(op), kind, -1};  // of any rank that holds its stage
+  const int32_t rank = plan.rank_of(the_op.stage, the_op.microbatch);
+  if (!is_transfer(the_op.kind)) return {rank, kind, -1};
   const int32_t other = other_stage(the_op);
   if (other < 0 || other >= plan.num_stages)
     fail(plan, op, "no transfer beyond the " + std::string(other < 0 ? "first" : "last") + " stage", "one");
@@ -155,7 +141,7 @@ Op expected_partner(const Op& op) {
 void check_pairs(const Plan& plan) {
   for (int32_t op = 0; op < plan.num_ops(); ++op) {
     const int32_t partner = plan.partner_of(op);
-    if (lane_of(plan.ops[op].kind) == LaneKind::COMPUTE) continue;
+    if (!is_transfer(plan.ops[op].kind)) continue;
     const std::string expected = to_text(expected_partner(plan.ops[op]));
     const std::string found = partner >= 0 && partner < plan.num_ops() ? plan.text(partner) : "nothing";
     if (found != expected) fail(plan, op, expected + (partner > op ? " in the next row" : " in the row before"), found);
@@ -197,16 +183,6 @@ void check_dependencies(const Plan& plan) {
   if (is_order) return;
   const WaitCycle cycle = find_wait_cycle(plan);
   throw PlanError(cycle.description, {plan.rank_of(cycle.ops[0]), plan.text(cycle.ops[0]), {}});
-}
-
-// `op` has an explicit dependency on `needed`, or on a later op of the same lane.
-void check_waits(const Plan& plan, int32_t op, int32_t needed, const char* why) {
-  std::string found;
-  for (const int32_t dep : plan.deps_of(op)) {
-    if (plan.op_lane[dep] == plan.op_lane[needed] && dep >= needed) return;
-    found += (found.empty() ? "" : ", ") + name_of(plan, dep);
-  }
-  fail(plan, op, "a dependency on " + name_of(plan, needed) + ", " + why, found.empty() ? "none" : found);
 }
 
 // The row of the compute op that makes what a SEND sends, or that first reads what a RECV receives.
@@ -289,6 +265,7 @@ void verify(const Plan& plan) {
     if (plan.lanes[lane].kind == LaneKind::RECV) check_window(plan, table, plan.lane_ops[lane]);
   }
   check_slots(plan, table);
+  check_shards(plan);
 }
 
 }  // namespace pipert

@@ -37,10 +37,10 @@ int32_t& StageWork::place(OpKind kind) {
       return send_b;
     case OpKind::RECV_B:
       return recv_b;
-    case OpKind::OVERLAP_F_B:
+    default:
       break;
   }
-  PIPERT_CHECK(false, "an overlapped pair has the places of its parts");
+  PIPERT_CHECK(false, "an op of this kind has no place of its own");
   return forward;
 }
 
@@ -57,8 +57,7 @@ WorkTable::WorkTable(const Plan& plan)
       record(plan, row, part, place++, 2, work_of(part.stage, part.microbatch).place(part.kind));
       forward_only_ = forward_only_ && part.kind == OpKind::FORWARD;
     }
-    if (lane_of(op.kind) != LaneKind::COMPUTE)
-      record(plan, row, op.parts[0], row, 1, work_of(op.stage, op.microbatch).place(op.kind));
+    if (is_transfer(op.kind)) record(plan, row, op.parts[0], row, 1, work_of(op.stage, op.microbatch).place(op.kind));
   }
 }
 

@@ -9,8 +9,10 @@ from pipert.errors import PlanError
 from pipert.ops import LaneKind, OpKind
 
 _NUMBER = r"(0|[1-9][0-9]{0,8})"
-_PLAIN = {kind.text: kind for kind in OpKind if kind is not OpKind.OVERLAP_F_B}
+_PLAIN = {kind.text: kind for kind in OpKind if kind.has_microbatch and kind is not OpKind.OVERLAP_F_B}
 _PLAIN_TEXT = re.compile(_NUMBER + f"({'|'.join(_PLAIN)})" + _NUMBER)
+_WHOLE_STAGE = {kind.text: kind for kind in OpKind if not kind.has_microbatch}
+_WHOLE_STAGE_TEXT = re.compile(_NUMBER + f"({'|'.join(_WHOLE_STAGE)})")
 _PAIR_TEXT = re.compile(rf"\(([^;()]*);([^;()]*)\){OpKind.OVERLAP_F_B.text}")
 
 
@@ -23,23 +25,29 @@ class Op:
     Attributes:
         kind: the row of the op table.
         stage: for a transfer the stage that produces (SEND) or consumes (RECV).
-        microbatch: its index, from 0.
+        microbatch: its index, from 0; -1 of a kind that is for the stage as a whole.
         parts: the two compute ops of an ``OVERLAP_F_B``, in the order in which they run; else empty.
             The pair's own stage and microbatch are those of its first part.
     """
 
     kind: OpKind
     stage: int
-    microbatch: int
+    microbatch: int = -1
     parts: tuple[Op, ...] = ()
 
     def __post_init__(self) -> None:
         if self.stage < 0 or self.microbatch < 0:
-            raise PlanError(f"an op's stage and microbatch start at 0, not {self.stage} and {self.microbatch}")
+            self._check_numbers()
+        elif not self.kind.has_microbatch:
+            raise PlanError(f"{self.kind.text} is for a stage as a whole, not for microbatch {self.microbatch}")
         if self.kind is OpKind.OVERLAP_F_B:
             self._check_parts()
         elif self.parts:
             raise PlanError(f"only {OpKind.OVERLAP_F_B.text} has parts, {self} does not", op=str(self))
+
+    def _check_numbers(self) -> None:
+        if self.stage < 0 or self.kind.has_microbatch or self.microbatch != -1:
+            raise PlanError(f"an op's stage and microbatch start at 0, not {self.stage} and {self.microbatch}")
 
     def _check_parts(self) -> None:
         plain = [part.kind.lane is LaneKind.COMPUTE and not part.parts for part in self.parts]
@@ -62,11 +70,13 @@ class Op:
     def __str__(self) -> str:
         if self.parts:
             return f"({';'.join(map(str, self.parts))}){self.kind.text}"
-        return f"{self.stage}{self.kind.text}{self.microbatch}"
+        return f"{self.stage}{self.kind.text}{self.microbatch if self.microbatch >= 0 else ''}"
 
     @classmethod
     def parse(cls, text: str) -> Op:
-        """Read the op that ``text`` stands for, the whole of it: ``2F0``, ``3SEND_B1``, ``(2F3;5B1)OVERLAP_F_B``.
+        """Read the op that ``text`` stands for, the whole of it.
+
+        It reads like ``2F0``, ``3SEND_B1``, ``(2F3;5B1)OVERLAP_F_B`` or ``2UNSHARD``.
 
         Raises:
             PlanError: the text is no op; numbers have ASCII digits and no leading zeros.
@@ -75,6 +85,9 @@ class Op:
         if pair:
             return cls.pair(cls.parse(pair[1]), cls.parse(pair[2]))
         plain = _PLAIN_TEXT.fullmatch(text)
-        if not plain:
+        if plain:
+            return cls(_PLAIN[plain[2]], int(plain[1]), int(plain[3]))
+        whole_stage = _WHOLE_STAGE_TEXT.fullmatch(text)
+        if not whole_stage:
             raise PlanError(f"not an op: {text!r} (an op reads like 2F0, 3SEND_B1 or (2F3;5B1)OVERLAP_F_B)", op=text)
-        return cls(_PLAIN[plain[2]], int(plain[1]), int(plain[3]))
+        return cls(_WHOLE_STAGE[whole_stage[2]], int(whole_stage[1]))

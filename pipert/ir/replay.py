@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipert.ir.op import Op
 from pipert.ir.program import Program
-from pipert.ops import OpKind
+from pipert.ops import LaneKind, OpKind
 
 _UNIT_TIMES = {
     OpKind.FORWARD: 1,
@@ -31,17 +31,18 @@ class TimedOp:
 
 
 def replay(program: Program) -> tuple[tuple[TimedOp, ...], ...]:
-    """Run ``program`` in unit times (F = I = W = R = 1, B = 2).
+    """Run the compute ops of ``program`` in unit times (F = I = W = R = 1, B = 2).
 
     Returns:
-        For each rank its ops in order. Of a program that gets stuck, the ops that could run.
+        For each rank its compute ops in order. Of a program that gets stuck, those that could run.
     """
+    ranks = [[op for op in ops if op.kind.lane is LaneKind.COMPUTE] for ops in program.ranks]
     ready: dict[Value, int] = {}
     rows: list[list[TimedOp]] = [[] for _ in program.ranks]
     moved = True
     while moved:
         moved = False
-        for ops, row in zip(program.ranks, rows, strict=True):
+        for ops, row in zip(ranks, rows, strict=True):
             for op in ops[len(row) :]:
                 needed = _needs(op, program.num_stages)
                 if not needed <= ready.keys():

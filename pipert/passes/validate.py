@@ -8,25 +8,25 @@ from pipert.errors import PlanError
 from pipert.ir import Op, Program
 from pipert.ops import LaneKind, OpKind
 
-Places = dict[Op, tuple[int, int]]
-"""Where each op stands: (rank, position in the rank's order); the parts of a pair one by one."""
+_NONE = -1
+_ORDER = (OpKind.FORWARD, OpKind.RECOMPUTE, OpKind.BACKWARD, OpKind.INPUT_GRAD, OpKind.WEIGHT_GRAD)
 
 
 def validate(program: Program) -> None:
     """Check each rank's row of ``program`` by itself; waits between ranks are the plan verifier's business.
 
     Every (stage, microbatch) has its F once and exactly one of B or (I and W), all on the stage's rank, in the order
-    F, R (if any), B or F, R, I, W. A program without any backward has its F's and nothing else.
+    F, R (if any), B or F, R, I, W. A program without any backward has its F's and nothing else. What collectives a
+    row may hold where is the verifier's business too.
 
     Raises:
         PlanError: naming rank, op, what was expected and what was found.
     """
     _check_sizes(program)
-    places = _places(program)
-    has_backward = any(op.kind is not OpKind.FORWARD for op in places)
-    for microbatch, path in enumerate(program.path_of):
-        for stage, rank in enumerate(program.paths[path]):
-            _check_cell(places, rank, stage, microbatch, has_backward)
+    cells = _Cells(program)
+    for rank, ops in enumerate(program.ranks):
+        cells.add_row(rank, ops)
+    cells.check()
 
 
 def _check_sizes(program: Program) -> None:
@@ -43,58 +43,78 @@ def _check_sizes(program: Program) -> None:
     for microbatch, number in enumerate(program.path_of):
         if not 0 <= number < len(program.paths):
             raise PlanError(f"microbatch {microbatch}: expected a path below {len(program.paths)}, got {number}")
+    holders = {rank for path in program.paths for rank in path}
     for rank in range(program.num_ranks):
-        if not program.chunks(rank):
+        if rank not in holders:
             raise PlanError(f"rank {rank}: expected at least one stage, got none", rank=rank)
 
 
-def _places(program: Program) -> Places:
-    places: Places = {}
-    for rank, ops in enumerate(program.ranks):
-        parts = [part for op in ops for part in op.unpacked]
-        for position, op in enumerate(parts):
-            if op.kind.lane is not LaneKind.COMPUTE:
-                raise _fault(rank, op, "compute ops only", f"an op of a {op.kind.lane.value} lane")
-            if op.stage >= program.num_stages:
-                raise _fault(rank, op, f"a stage below {program.num_stages}", str(op.stage))
-            if op.microbatch >= program.num_microbatches:
-                raise _fault(rank, op, f"a microbatch below {program.num_microbatches}", str(op.microbatch))
-            holder = program.rank_of(op.stage, op.microbatch)
-            if holder != rank:
-                raise _fault(rank, op, f"it on rank {holder}", f"it on rank {rank}")
-            if op in places:
-                raise _fault(rank, op, "it once", f"it at positions {places[op][1]} and {position}")
-            places[op] = (rank, position)
-    return places
+class _Cells:
+    """The places of the ops of every (stage, microbatch) in their rank's row, the parts of a pair one by one."""
 
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._num_stages, self._num_microbatches = program.num_stages, program.num_microbatches
+        num_cells = self._num_stages * self._num_microbatches
+        self._places = {kind.text: [_NONE] * num_cells for kind in _ORDER}  # per kind; row s*num_microbatches + mb
 
-def _check_cell(places: Places, rank: int, stage: int, microbatch: int, has_backward: bool) -> None:
-    forward, again, backward, input_grad, weight_grad = (
-        Op(kind, stage, microbatch)
-        for kind in (
-            OpKind.FORWARD,
-            OpKind.RECOMPUTE,
-            OpKind.BACKWARD,
-            OpKind.INPUT_GRAD,
-            OpKind.WEIGHT_GRAD,
-        )
-    )
-    if forward not in places:
-        raise _fault(rank, forward, "it once", "none")
-    if not has_backward:
-        return
-    halves = [half for half in (input_grad, weight_grad) if half in places]
-    if backward in places and halves:
-        raise _fault(rank, halves[0], f"either {backward} or {input_grad} and {weight_grad}", "both")
-    if backward not in places and not halves:
-        raise _fault(rank, backward, f"either {backward} or {input_grad} and {weight_grad}", "neither")
-    if len(halves) == 1:
-        missing = weight_grad if halves == [input_grad] else input_grad
-        raise _fault(rank, missing, f"it once, as there is {halves[0]}", "none")
-    order = [op for op in (forward, again, backward, input_grad, weight_grad) if op in places]
-    for earlier, later in itertools.pairwise(order):
-        if places[earlier][1] > places[later][1]:
-            raise _fault(rank, later, f"it after {earlier}", "it before")
+    def add_row(self, rank: int, ops: tuple[Op, ...]) -> None:
+        paths, path_of, places = self._program.paths, self._program.path_of, self._places
+        num_stages, num_microbatches = self._num_stages, self._num_microbatches
+        position = 0
+        for whole in ops:
+            for op in whole.parts or (whole,):
+                kind, stage, microbatch = op.kind, op.stage, op.microbatch
+                if kind.lane is not LaneKind.COMPUTE:
+                    if kind.lane is LaneKind.COLLECTIVE:
+                        continue
+                    raise _fault(rank, op, "no transfers, which lowering adds", f"an op of a {kind.lane.value} lane")
+                if stage >= num_stages:
+                    raise _fault(rank, op, f"a stage below {num_stages}", str(stage))
+                if microbatch >= num_microbatches:
+                    raise _fault(rank, op, f"a microbatch below {num_microbatches}", str(microbatch))
+                holder = paths[path_of[microbatch]][stage]
+                if holder != rank:
+                    raise _fault(rank, op, f"it on rank {holder}", f"it on rank {rank}")
+                column = places[kind.text]
+                cell = stage * num_microbatches + microbatch
+                if column[cell] != _NONE:
+                    raise _fault(rank, op, "it once", f"it at positions {column[cell]} and {position}")
+                column[cell] = position
+                position += 1
+
+    def check(self) -> None:
+        """Check that every (stage, microbatch) is complete and in order."""
+        rows = zip(*(self._places[kind.text] for kind in _ORDER), strict=True)
+        has_backward = any(max(self._places[kind.text]) != _NONE for kind in _ORDER[1:])
+        for cell, (forward, again, backward, input_grad, weight_grad) in enumerate(rows):
+            if input_grad == _NONE:
+                grad, complete = backward, weight_grad == _NONE != backward
+            else:
+                grad, complete = input_grad, backward == _NONE and input_grad < weight_grad
+            in_order = forward < grad and (again == _NONE or forward < again < grad)
+            if forward == _NONE or (has_backward and not (complete and in_order)):
+                self._explain(cell, has_backward)
+
+    def _explain(self, cell: int, has_backward: bool) -> None:
+        stage, microbatch = divmod(cell, self._num_microbatches)
+        rank = self._program.rank_of(stage, microbatch)
+        ops = [Op(kind, stage, microbatch) for kind in _ORDER]
+        forward, _, backward, input_grad, weight_grad = ops
+        place = {op: self._places[op.kind.text][cell] for op in ops}
+        if place[forward] == _NONE:
+            raise _fault(rank, forward, "it once", "none")
+        halves = [half for half in (input_grad, weight_grad) if place[half] != _NONE]
+        if place[backward] != _NONE and halves:
+            raise _fault(rank, halves[0], f"either {backward} or {input_grad} and {weight_grad}", "both")
+        if has_backward and place[backward] == _NONE and not halves:
+            raise _fault(rank, backward, f"either {backward} or {input_grad} and {weight_grad}", "neither")
+        if len(halves) == 1:
+            missing = weight_grad if halves == [input_grad] else input_grad
+            raise _fault(rank, missing, f"it once, as there is {halves[0]}", "none")
+        for earlier, later in itertools.pairwise(op for op in ops if place[op] != _NONE):
+            if place[earlier] > place[later]:
+                raise _fault(rank, later, f"it after {earlier}", "it before")
 
 
 def _fault(rank: int, op: Op, expected: str, actual: str) -> PlanError:

@@ -194,7 +194,7 @@ def _events(group: int, label: str, trace: Trace, first_process: int) -> Iterato
             f'"dur":{end - start:.{digits}f},"args":{{"stage":{item.stage},"microbatch":{item.microbatch},'
             f'"lane":"{lane_names[lane]}"{waited},"op":{op},"trace":{group}}}}}'
         )
-        if item.kind.lane is LaneKind.COMPUTE:
+        if item.kind.lane not in (LaneKind.SEND, LaneKind.RECV):
             continue
         phase, transfer = ('"s"', op) if item.kind.lane is LaneKind.SEND else ('"f","bp":"e"', op - 1)
         yield (
@@ -242,6 +242,6 @@ def _metadata(name: str, process: int, thread: int, args: Mapping[str, object]) 
 
 def _lane_name(plan: Plan, lane: int) -> str:
     place = plan.lanes[lane]
-    if place.kind is LaneKind.COMPUTE:
-        return "compute"
+    if place.kind in (LaneKind.COMPUTE, LaneKind.COLLECTIVE):
+        return str(place.kind.value)
     return f"send to {place.peer}" if place.kind is LaneKind.SEND else f"receive from {place.peer}"

@@ -200,7 +200,7 @@ void plans_that_the_host_cannot_run_are_refused() {
     return plan.deps[plan.dep_offsets[HandPlan::find(plan, text)]];
   };
   refuse([&](Plan& plan) { dependency_of(plan, "1F1") = HandPlan::find(plan, "1SEND_B0"); },
-         "a compute op can only wait for receives");
+         "only a receive can wait for a send");
   refuse([&](Plan& plan) { dependency_of(plan, "1SEND_B1") = HandPlan::find(plan, "1RECV_F0"); },
          "a send can only wait for compute ops");
   refuse([](Plan& plan) { plan.slots.clear(), plan.op_slot.assign(plan.ops.size(), -1); }, "has no slot");

@@ -38,9 +38,10 @@ std::string fault_of(const std::string& json) {
 void op_text_round_trips() {
   for (const OpKindRow& row : op_kind_table) {
     if (row.kind == OpKind::OVERLAP_F_B) continue;
-    const std::string text = to_text(row.kind, 12, 2147483647);
+    const int32_t microbatch = row.has_microbatch ? 2147483647 : -1;
+    const std::string text = to_text(row.kind, 12, microbatch);
     const std::optional<Op> op = parse_op(text);
-    EXPECT(op && op->kind == row.kind && op->stage == 12 && op->microbatch == 2147483647 && to_text(*op) == text);
+    EXPECT(op && op->kind == row.kind && op->stage == 12 && op->microbatch == microbatch && to_text(*op) == text);
     EXPECT(op->compute_parts().size() == (row.lane == LaneKind::COMPUTE ? 1 : 0));
   }
   const std::optional<Op> pair = parse_op("(2F3;5B1)OVERLAP_F_B");
@@ -64,6 +65,9 @@ void other_text_is_no_op() {
                            "+2F0",
                            "2X0",
                            "2SEND0",
+                           "2UNSHARD0",
+                           "2UNSHARD ",
+                           "UNSHARD",
                            "2OVERLAP_F_B0",
                            "2147483648F0",
                            "(2F0)OVERLAP_F_B",

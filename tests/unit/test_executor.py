@@ -139,7 +139,7 @@ def test_calls_in_the_wrong_order_are_refused():
         executor.slot_memory(-1)
     with pytest.raises(pipert.ConfigError, match="1RECV_F0 has not received"):
         executor.received(recv)
-    with pytest.raises(pipert.ConfigError, match=f"each of the {len(driver.rows)} compute ops, got 1"):
+    with pytest.raises(pipert.ConfigError, match=f"each of the {len(driver.rows)} compute and collective ops, got 1"):
         executor.bind([print])
     with pytest.raises(pipert.ConfigError, match="cannot be called"):
         executor.bind([3] * len(driver.rows))

@@ -11,9 +11,11 @@ from pipert.ir import Op
 from pipert.ops import LaneKind, OpKind
 
 NUMBERS = st.integers(0, 999_999_999)
-PLAIN = st.builds(Op, st.sampled_from([kind for kind in OpKind if kind is not OpKind.OVERLAP_F_B]), NUMBERS, NUMBERS)
+PLAIN_KINDS = [kind for kind in OpKind if kind.has_microbatch and kind is not OpKind.OVERLAP_F_B]
+PLAIN = st.builds(Op, st.sampled_from(PLAIN_KINDS), NUMBERS, NUMBERS)
+WHOLE_STAGE = st.builds(Op, st.sampled_from([kind for kind in OpKind if not kind.has_microbatch]), NUMBERS)
 COMPUTE = PLAIN.filter(lambda op: op.kind.lane is LaneKind.COMPUTE)
-OPS = PLAIN | st.builds(Op.pair, COMPUTE, COMPUTE)
+OPS = PLAIN | WHOLE_STAGE | st.builds(Op.pair, COMPUTE, COMPUTE)
 
 
 @given(OPS)
@@ -26,7 +28,7 @@ def nearly_ops(draw: st.DrawFn) -> str:
     """The text of an op with something put into it."""
     text = str(draw(OPS))
     where = draw(st.integers(0, len(text)))
-    return text[:where] + draw(st.text("0123FBIWRSEND_OVLAP();- \n٢", min_size=1, max_size=3)) + text[where:]
+    return text[:where] + draw(st.text("0123FBIWRSEND_OVLAPUHCG();- \n٢", min_size=1, max_size=3)) + text[where:]
 
 
 @given(nearly_ops() | st.text())
@@ -41,6 +43,7 @@ def test_any_other_text_is_refused_or_is_another_op_s(text: str) -> None:
 def test_texts_are_pytorch_s() -> None:
     assert str(Op(OpKind.FORWARD, 2, 0)) == "2F0"
     assert str(Op(OpKind.SEND_B, 3, 1)) == "3SEND_B1"
+    assert [str(Op(kind, 2)) for kind in OpKind if not kind.has_microbatch] == ["2UNSHARD", "2RESHARD", "2REDUCE_GRAD"]
     assert str(Op.pair(Op.parse("2F3"), Op.parse("5B1"))) == "(2F3;5B1)OVERLAP_F_B"
 
 
@@ -67,7 +70,10 @@ def test_a_pair_unpacks_into_its_parts_and_an_op_into_itself() -> None:
         "2X0",
         "F0",
         "2F",
-        "1UNSHARD",
+        "1UNSHARD0",
+        "01UNSHARD",
+        "UNSHARD",
+        "1UNSHARDS",
         "2OVERLAP_F_B0",
         "9999999999F0",
         "(2F0)OVERLAP_F_B",

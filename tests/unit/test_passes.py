@@ -143,7 +143,7 @@ def replace_row(made: Program, rank: int, ops: tuple[Op, ...]) -> Program:
     [
         (
             program("0F0 0B0", "1F0 1B0 1SEND_B0"),
-            "rank 1: 1SEND_B0: expected compute ops only, got an op of a send lane",
+            "rank 1: 1SEND_B0: expected no transfers, which lowering adds, got an op of a send lane",
         ),
         (program("0F0 0B0 1F0"), "rank 0: 1F0: expected a stage below 1, got 1"),
         (program("0F0 0B0 0F1"), "rank 0: 0F1: expected a microbatch below 1, got 1"),

@@ -1,0 +1,69 @@
+"""One global order of all ops of a program: every op comes after what it waits for."""
+
+from __future__ import annotations
+
+from pipert.lowering.edges import Edges
+from pipert.lowering.work import Work
+
+
+class Replay:
+    """The order in which a program's ops can run, a transfer as soon as its window allows.
+
+    The program is replayed, rank by rank in turn: a rank's next item is emitted once what it receives has been
+    emitted, and a transfer as soon as the receive window of its edge allows. Nothing that happens in the replay can
+    take away what another rank may do, so if it gets stuck, every order does: the rest is then emitted as it stands,
+    and the verifier finds the ops that wait for each other.
+    """
+
+    def __init__(self, work: Work, edges: Edges, freed_by: list[int]) -> None:
+        self._work = work
+        self._edge_of = edges.of_transfer
+        self._edge_destination = [destination for _, destination in edges.ends]
+        self._freed_by = freed_by
+        self._next_item = work.rank_begin[:-1]  # per rank
+        self._num_made = [0] * len(edges.ends)
+        self._num_emitted = [0] * len(edges.ends)
+        self._arrived = bytearray(2 * work.num_keys)
+        self._stuck = False
+        self._order: list[int] = []
+
+    def run(self) -> list[int]:
+        """Emit everything."""
+        num_nodes = len(self._work.text) + sum(map(len, self._work.edge_transfers))
+        while len(self._order) < num_nodes:
+            advanced = [self._advance(rank) for rank in range(len(self._next_item))]
+            if not any(advanced):
+                self._stuck = True
+                for edge in range(len(self._num_made)):
+                    self._transfer(edge)
+        return self._order
+
+    def _advance(self, rank: int) -> bool:
+        item = self._next_item[rank]
+        if item == self._work.rank_begin[rank + 1]:
+            return False
+        reads = self._work.reads[item]
+        for transfer in reads:
+            if not self._arrived[transfer] and not self._stuck:
+                return False
+        self._order.append(item)
+        self._next_item[rank] += 1
+        edge_of = self._edge_of
+        for transfer in self._work.makes[item]:
+            self._num_made[edge_of[transfer]] += 1
+            self._transfer(edge_of[transfer])
+        for transfer in reads:
+            self._transfer(edge_of[transfer])
+        return True
+
+    def _transfer(self, edge: int) -> None:
+        """Emit what is ready on an edge, as far as its window allows."""
+        transfers = self._work.edge_transfers[edge]
+        used = self._next_item[self._edge_destination[edge]]
+        number = self._num_emitted[edge]
+        while number < self._num_made[edge] and (self._freed_by[transfers[number]] < used or self._stuck):
+            transfer = transfers[number]
+            self._order.append(~transfer)
+            self._arrived[transfer] = True
+            number += 1
+        self._num_emitted[edge] = number

@@ -1,0 +1,112 @@
+"""What every op of a program reads and makes."""
+
+from __future__ import annotations
+
+from pipert.ir import Op, Program
+from pipert.lowering.edges import NONE, Edges
+from pipert.ops import LaneKind, OpKind
+
+_FORWARD, _BACKWARD, _INPUT_GRAD, _WEIGHT_GRAD = OpKind.FORWARD, OpKind.BACKWARD, OpKind.INPUT_GRAD, OpKind.WEIGHT_GRAD
+
+
+class Work:
+    """A program as numbers; the lists are per item unless they say otherwise.
+
+    Attributes:
+        text: of the op.
+        reads: transfers.
+        makes: transfers, in order.
+        ends: keys of which it is the last compute op.
+        waits: items on another lane of its rank that it waits for; of the few that have some.
+        collectives: the items that are no compute ops.
+        rank_begin: per rank, its first item; and the number of items.
+        reader: per transfer, the item that reads it first.
+        maker: per transfer, the item that makes it.
+        last_compute: per key, its last compute op.
+        edge_transfers: per edge, its transfers in the order of their makers.
+    """
+
+    def __init__(self, program: Program, edges: Edges) -> None:
+        self.num_stages = program.num_stages
+        self.num_microbatches = program.num_microbatches
+        self.num_keys = program.num_stages * program.num_microbatches
+        self.forward_only = edges.forward_only
+        self.text: list[str] = []
+        self.reads: list[list[int]] = []
+        self.makes: list[list[int]] = []
+        self.ends: list[list[int]] = []
+        self.waits: dict[int, list[int]] = {}
+        self.collectives: set[int] = set()
+        self.rank_begin = [0]
+        self.reader = [NONE] * (2 * self.num_keys)
+        self.maker = [NONE] * (2 * self.num_keys)
+        self.last_compute = [NONE] * self.num_keys
+        self.edge_transfers: list[list[int]] = [[] for _ in edges.ends]
+        for ops in program.ranks:
+            for op in ops:
+                self._add(op, edges.of_transfer)
+            if len(self.collectives) > 0:
+                self._add_waits(ops)
+            self.rank_begin.append(len(self.text))
+
+    def _add(self, op: Op, edge_of: list[int]) -> None:
+        num_stages, num_microbatches, num_keys = self.num_stages, self.num_microbatches, self.num_keys
+        item = len(self.text)
+        reads: list[int] = []
+        makes: list[int] = []
+        ends: list[int] = []
+        for part in op.parts or (op,):
+            kind, stage, microbatch = part.kind, part.stage, part.microbatch
+            key = stage * num_microbatches + microbatch
+            if kind is _WEIGHT_GRAD or kind is _BACKWARD or (kind is _FORWARD and self.forward_only):
+                ends.append(key)
+                self.last_compute[key] = item
+            if kind is _FORWARD:
+                source, target, outermost = key, key + num_microbatches, num_stages - 1
+            elif kind is _BACKWARD or kind is _INPUT_GRAD:
+                source, target, outermost = num_keys + key, num_keys + key - num_microbatches, 0
+            else:
+                continue
+            if edge_of[source] != NONE:
+                reads.append(source)
+                self.reader[source] = item
+            if stage != outermost and edge_of[target] != NONE:
+                makes.append(target)
+                self.maker[target] = item
+                self.edge_transfers[edge_of[target]].append(target)
+        if op.kind.lane is LaneKind.COLLECTIVE:
+            self.collectives.add(item)
+        self.text.append(str(op))
+        self.reads.append(reads)
+        self.makes.append(makes)
+        self.ends.append(ends)
+
+    def _add_waits(self, ops: tuple[Op, ...]) -> None:
+        """Find what a rank's collectives wait for, and which of its compute ops wait for them."""
+        unshard: dict[int, int] = {}  # this and the next two: per stage, the last such item
+        last_compute: dict[int, int] = {}
+        last_grad: dict[int, int] = {}
+        for item, op in enumerate(ops, self.rank_begin[-1]):
+            needed: int | None
+            if op.kind is OpKind.UNSHARD:
+                unshard[op.stage] = item
+            elif op.kind is OpKind.RESHARD or op.kind is OpKind.REDUCE_GRAD:
+                needed = (last_compute if op.kind is OpKind.RESHARD else last_grad).get(op.stage)
+                if needed is not None:
+                    self.waits[item] = [needed]
+            else:
+                for part in op.unpacked:
+                    needed = unshard.pop(part.stage, None)  # the lane's order is enough for those that come later
+                    if needed is not None:
+                        self.waits.setdefault(item, []).append(needed)
+                    last_compute[part.stage] = item
+                    if part.kind is _BACKWARD or part.kind is _WEIGHT_GRAD:
+                        last_grad[part.stage] = item
+
+    def closing_transfers(self, key: int) -> list[int]:
+        """List the transfers out of a (stage, microbatch) that may outlast its last compute op."""
+        if self.forward_only:
+            transfer = key + self.num_microbatches
+            return [transfer] if transfer < self.num_keys and self.maker[transfer] != NONE else []
+        transfer = self.num_keys + key - self.num_microbatches
+        return [transfer] if transfer >= self.num_keys and self.maker[transfer] != NONE else []
