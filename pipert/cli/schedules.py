@@ -11,10 +11,11 @@ from pipert.schedules import SCHEDULES
 
 LEGEND = """\
 p ranks, m microbatches, v chunks (stages per rank); F, I, W: what a rank takes for the forward, the input gradient and
-the weight gradient of one microbatch, B = I + W. bubble: how long a rank is idle between its first and its last op,
-when m fills the pipeline (m >= p, or 2p-1 for zb-h2, zb-v and the blocks of zeropp) and is a multiple of the
-schedule's groups. peak: the activations of the fullest rank, where 1 is all that one microbatch leaves on a rank, from
-its F to its B or W.
+the weight gradient of one microbatch, B = I + W, F&B a forward and a backward that run together. bubble: how long a
+rank is idle between its first and its last op, when m fills the pipeline (m >= p; 2p-1 for zb-h2, zb-v and the blocks
+of zeropp; 2p for dualpipe and dualpipe-v, whose formula is for F = I >= W) and is a multiple of the schedule's groups.
+peak: the activations of the fullest rank, where 1 is all that one microbatch leaves on a rank, from its F to its B or
+W. chimera, bitpipe and dualpipe have two directions: each rank holds the parameters of two places in the pipeline.
 
 Draw one: pipert plan zb-h1 --ranks 4 --microbatches 8"""
 

@@ -10,9 +10,14 @@ from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.schedules import placement
+from pipert.schedules.bitpipe import bitpipe
 from pipert.schedules.breadth_first import breadth_first
+from pipert.schedules.chimera import chimera
+from pipert.schedules.dualpipe import dualpipe
+from pipert.schedules.dualpipe_v import dualpipe_v
 from pipert.schedules.gis import gis, gis_h
 from pipert.schedules.gpipe import gpipe
+from pipert.schedules.hanayo import hanayo
 from pipert.schedules.interleaved import interleaved
 from pipert.schedules.interleaved_zb import interleaved_zb
 from pipert.schedules.memory import check_memory
@@ -128,6 +133,40 @@ SCHEDULES = {
         bubble="(p-1)(F+I-2W)/v per block",
         peak="2p-1",
         paper="arXiv 2402.03791, section 3",
+    ),
+    "hanayo": Schedule(
+        make=hanayo,
+        num_chunks=2,
+        chunks_vary=True,
+        bubble="2(p-1)(B+(m/p-1)(B-F))/v",
+        peak="p",
+        paper="arXiv 2308.15762, section 3",
+    ),
+    "chimera": Schedule(
+        make=chimera,
+        bubble="(p-2)(B+(m/p-1)(B-F))",
+        peak="p",
+        paper="arXiv 2107.06925, section 3.5",
+    ),
+    "bitpipe": Schedule(
+        make=bitpipe,
+        num_chunks=2,
+        bubble="(p-2)(B+(m/p-1)(B-F))/2",
+        peak="p",
+        paper="arXiv 2410.19367, section 3",
+    ),
+    "dualpipe": Schedule(
+        make=dualpipe,
+        bubble="(p/2-1)(F&B+B-3W)",
+        peak="p+1",
+        paper="arXiv 2412.19437, section 3.2.1",
+    ),
+    "dualpipe-v": Schedule(
+        make=rank_by_rank(dualpipe_v, placement.vee),
+        num_chunks=2,
+        bubble="(p-1)(F&B+B-3W)/2",
+        peak="p+1/2",
+        paper="arXiv 2412.19437, section 3.2.1",
     ),
 }
 

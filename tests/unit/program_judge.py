@@ -31,26 +31,35 @@ def run(program: Program, times: dict[str, float] = UNIT, latency: float = 0.0) 
         for rank, ops in enumerate(todo):
             while ops and all(key in end for key in _inputs(program, ops[0])):
                 op = ops.popleft()
-                letter = op.kind.text
                 inputs = _inputs(program, op)
                 arrived = [end[key] + latency * (program.rank_of(*key[1:]) != rank) for key in inputs]
                 start = max([now[rank], *arrived])
                 first[rank] = start if first[rank] is None else first[rank]
-                now[rank] = start + times[letter]
-                end["G" if letter in "BI" else letter, op.stage, op.microbatch] = now[rank]
-                held[rank] += {"F": 1, "B": -1, "W": -1}.get(letter, 0)
+                letters = [part.kind.text for part in op.unpacked]
+                now[rank] = start + sum(times[letter] for letter in letters)
+                end.update(dict.fromkeys(map(_result, op.unpacked), now[rank]))
+                held[rank] += letters.count("F")
                 peaks[rank] = max(peaks[rank], held[rank])
+                held[rank] -= letters.count("B") + letters.count("W")
                 moved = True
         assert moved, f"stuck at {[str(ops[0]) for ops in todo if ops]}"
     return Clock(max(now), [last - (start or 0.0) for last, start in zip(now, first, strict=True)], peaks)
 
 
+def _result(op: Op) -> tuple[str, int, int]:
+    return "G" if op.kind.text in "BI" else op.kind.text, op.stage, op.microbatch
+
+
 def _inputs(program: Program, op: Op) -> list[tuple[str, int, int]]:
+    """What an op reads; a pair, what its parts read of others."""
+    if op.parts:
+        made = [_result(part) for part in op.parts]
+        return [key for part in op.parts for key in _inputs(program, part) if key not in made]
     letter, stage, mb = op.kind.text, op.stage, op.microbatch
     if letter == "F":
         return [("F", stage - 1, mb)] if stage else []
-    if letter == "W":
-        return [("G", stage, mb)]
+    if letter in "RW":
+        return [("F" if letter == "R" else "G", stage, mb)]
     downstream = [("G", stage + 1, mb)] if stage + 1 < program.num_stages else []
     return [("F", stage, mb), *downstream]
 
@@ -69,20 +78,18 @@ def stuck_with_rendezvous(program: Program, recv_depth: int = 2) -> list[str]:
     unused: dict[tuple[int, int], int] = {}
 
     def advance(rank: int) -> bool:
-        op = todo[rank][0]
-        letter, stage, mb = "G" if op.kind.text in "BI" else op.kind.text, op.stage, op.microbatch
-        source = {"F": stage - 1, "G": stage + 1}.get(letter, -1)
-        if 0 <= source <= last:
-            remote = rank_of(source, mb) != rank
-            if (letter, source, mb) not in (arrived if remote else made):
-                return False
-            if remote:
-                unused[rank_of(source, mb), rank] -= 1
-        todo[rank].popleft()
-        made.add((letter, stage, mb))
-        target = {"F": stage + 1, "G": stage - 1}.get(letter, -1)
-        if 0 <= target <= last and rank_of(target, mb) != rank:
-            outbox.setdefault((rank, rank_of(target, mb)), deque()).append((letter, stage, mb))
+        inputs = [(key, rank_of(*key[1:])) for key in _inputs(program, todo[rank][0])]
+        if not all(key in (made if source == rank else arrived) for key, source in inputs):
+            return False
+        for _, source in inputs:
+            if source != rank:
+                unused[source, rank] -= 1
+        for part in todo[rank].popleft().unpacked:
+            letter, stage, mb = _result(part)
+            made.add((letter, stage, mb))
+            target = {"F": stage + 1, "G": stage - 1}.get(letter, -1)
+            if 0 <= target <= last and rank_of(target, mb) != rank:
+                outbox.setdefault((rank, rank_of(target, mb)), deque()).append((letter, stage, mb))
         return True
 
     moved = True

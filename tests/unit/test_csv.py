@@ -119,6 +119,10 @@ def test_what_is_written_pytorch_reads(name: str, p: int, m: int, tmp_path: path
     path = tmp_path / "ours.csv"
     path.write_bytes(to_csv(program).encode())
     theirs = torch_schedule("_PipelineScheduleRuntime", p, program.num_stages // p, m)
+    if len(program.paths) > 1:
+        with pytest.raises(AssertionError, match="is assigned to both rank"):  # PyTorch has no replicas
+            theirs._load_csv(str(path))
+        return
     theirs._load_csv(str(path))
     assert torch_texts(theirs) == [list(map(str, ops)) for ops in program.ranks]
     assert theirs.stage_index_to_group_rank == dict(enumerate(program.paths[0]))
