@@ -39,13 +39,13 @@ class Source:
     made: Program | Plan
 
     def program(self) -> Program:
-        """Return the compute ops."""
+        """Return the program; of a plan, all but its transfers."""
         if isinstance(self.made, Program):
             return self.made
         plan = self.made
         rows: list[list[Op]] = [[] for _ in range(plan.num_ranks)]
         for op, lane in zip(plan.ops, plan.op_lane, strict=True):
-            if op.kind.lane is LaneKind.COMPUTE:
+            if op.kind.lane not in (LaneKind.SEND, LaneKind.RECV):
                 rows[plan.lanes[lane].rank].append(op)
         return Program(plan.name, plan.paths, plan.path_of, tuple(map(tuple, rows)))
 

@@ -85,3 +85,15 @@ def load_costs(
     else:
         result = Costs.load(costs_file) if costs_file is not None else Costs.parse(costs or "")
     return result if host_cores is None else dataclasses.replace(result, host_cores=host_cores)
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Write a text file.
+
+    Raises:
+        ConfigError: that is not possible.
+    """
+    try:
+        path.write_bytes(text.encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error

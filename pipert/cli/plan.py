@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipert.cli import inputs
-from pipert.errors import ConfigError
 from pipert.ir.csv import to_csv
 from pipert.ir.grid import grid
 
 if TYPE_CHECKING:
-    from pipert.costs import Costs
-    from pipert.plan import Plan
+    from pipert.trace import Report
 
 
 class Format(str, enum.Enum):
@@ -26,6 +24,7 @@ class Format(str, enum.Enum):
     GRID = "grid"
     CSV = "csv"
     JSON = "json"
+    SVG = "svg"
 
 
 def plan(
@@ -40,8 +39,9 @@ def plan(
     format: Annotated[
         Format | None,
         typer.Option(
-            help="grid: a picture with one row per rank. csv: the compute ops, as PyTorch's schedules read and write "
-            "them. json: a plan file, compiled and verified. Without this, as the output file is named, else grid."
+            help="grid: a picture in text, one row per rank. csv: the compute ops, as PyTorch's schedules read and "
+            "write them. json: a plan file, compiled and verified. svg: a picture of the step at the given costs. "
+            "Without this, as the output file is named, else grid."
         ),
     ] = None,
     output: Annotated[
@@ -50,16 +50,20 @@ def plan(
 ) -> None:
     """Make a schedule's program: draw it, export it as CSV, or compile it into a plan file.
 
-    Under the grid stands what the costs predict; schedules that are made from costs are made from them, too.
+    The costs are for the prediction, under the grid and in the picture, and for schedules that are made from costs.
 
     pipert plan zb-h1 --ranks 4 --microbatches 8
 
     pipert plan zb-v --ranks 4 --microbatches 8 -o plan.json
 
+    pipert plan zb-v --ranks 64 --microbatches 256 -o picture.svg
+
     pipert plan interleaved --ranks 4 --microbatches 8 --chunks 3 --format csv
     """
     from pipert import sources
     from pipert.planfile import dumps
+    from pipert.sim import simulate
+    from pipert.view import timeline_svg
 
     known_costs = inputs.load_costs(costs, costs_file, costs_from=costs_from)
     source = sources.load(
@@ -69,9 +73,12 @@ def plan(
     if chosen is Format.CSV:
         _write(to_csv(source.program()), output)
     elif chosen is Format.GRID:
-        prediction = _prediction(source.plan(), known_costs)
+        prediction = _prediction(simulate(source.plan(), known_costs))
         width = shutil.get_terminal_size().columns if output is None and sys.stdout.isatty() else None
         _write(f"{grid(source.program(), width=width)}\n{prediction}\n", output)
+    elif chosen is Format.SVG:
+        trace = simulate(source.plan(), known_costs).trace
+        _write(timeline_svg([(trace.plan.name, trace)], costs=known_costs), output)
     elif output is None:
         _write(dumps(source.plan()), None)
     else:
@@ -80,13 +87,10 @@ def plan(
 
 def _format_of(output: pathlib.Path | None) -> Format:
     suffix = output.suffix[1:] if output else ""
-    return Format(suffix) if suffix in ("csv", "json") else Format.GRID
+    return Format(suffix) if suffix in ("csv", "json", "svg") else Format.GRID
 
 
-def _prediction(made: Plan, costs: Costs) -> str:
-    from pipert.sim import simulate
-
-    report = simulate(made, costs)
+def _prediction(report: Report) -> str:
     return (
         f"predicted: makespan {report.makespan:g}, bubble {report.bubble_rate:.1%} (over the longest rank's span "
         f"{report.bubble_rate_span:.1%}), peak activation {max(report.peak_activation):g}"
@@ -96,11 +100,8 @@ def _prediction(made: Plan, costs: Costs) -> str:
 def _write(text: str, output: pathlib.Path | None) -> None:
     if output is None:
         sys.stdout.write(text)
-        return
-    try:
-        output.write_bytes(text.encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+    else:
+        inputs.write(output, text)
 
 
 def register(app: typer.Typer) -> None:

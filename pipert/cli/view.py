@@ -20,33 +20,40 @@ if TYPE_CHECKING:
 def view(
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="NAME|FILE|TRACE [NAME|FILE|TRACE]", help=f"At most two. {inputs.TARGET_HELP}"),
+        typer.Argument(
+            metavar="NAME|FILE|TRACE…", help=f"{inputs.TARGET_HELP} Or a trace, as `pipert train` writes it."
+        ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The page to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page (.html) or picture (.svg) to write.")],
     ranks: inputs.Ranks = None,
     microbatches: inputs.Microbatches = None,
     chunks: inputs.Chunks = None,
     costs: inputs.CostsText = None,
     costs_file: inputs.CostsFile = None,
+    costs_from: inputs.CostsFrom = None,
     memory_limit: inputs.MemoryLimit = None,
     host_cores: inputs.HostCores = None,
 ) -> None:
     """Write one self-contained page that shows plans and traces on a common time axis, op by op.
 
-    Plans are run on the virtual clock first. Two inputs, e.g. a plan and its trace, are shown over each other.
+    Plans are run on the virtual clock first. Two inputs, e.g. a plan and its trace, are shown over each other. An
+    output that ends in .svg gets a still picture of any number of them, one above the other.
 
     pipert view zb-v --ranks 4 --microbatches 8 -o timeline.html
 
     pipert view runs/latest/plan.json runs/latest/trace.json -o timeline.html
+
+    pipert view 1f1b zb-h1 zb-v --ranks 4 --microbatches 8 -o timeline.svg
     """
     from pipert import sources
     from pipert.sim import simulate
     from pipert.trace import is_trace_file, read_chrome
-    from pipert.view import write_timeline
+    from pipert.view import timeline_svg, write_timeline
 
-    if len(targets) > 2:
+    still = output.suffix == ".svg"
+    if len(targets) > 2 and not still:
         raise ConfigError(f"at most two plans or traces are shown over each other, not {len(targets)}")
-    known_costs = inputs.load_costs(costs, costs_file, host_cores)
+    known_costs = inputs.load_costs(costs, costs_file, host_cores, costs_from)
     load: Callable[..., Source] = functools.partial(sources.load, costs=known_costs, memory_limit=memory_limit)
     sizes = {"ranks": ranks, "microbatches": microbatches, "chunks": chunks}
     some_are_sized = any(map(sources.takes_sizes, targets))
@@ -57,9 +64,10 @@ def view(
             continue
         source = load(target) if some_are_sized and not sources.takes_sizes(target) else load(target, **sizes)
         traces.append(("planned", simulate(source.plan(), known_costs).trace))
-    if len(targets) > 1:
-        traces = _distinct(traces, targets)
-    write_timeline(output, traces)
+    if still:
+        inputs.write(output, timeline_svg(_titled(traces), costs=known_costs))
+    else:
+        write_timeline(output, _distinct(traces, targets) if len(targets) > 1 else traces, costs=known_costs)
     typer.echo(f"wrote {output}")
 
 
@@ -69,6 +77,14 @@ def _distinct(traces: list[tuple[str, Trace]], targets: list[str]) -> list[tuple
     if len(set(labels)) == len(labels) or len(traces) != len(targets):
         return traces
     return [(Path(target).stem, trace) for target, (_, trace) in zip(targets, traces, strict=True)]
+
+
+def _titled(traces: list[tuple[str, Trace]]) -> list[tuple[str, Trace]]:
+    """Give traces the names of their plans for titles, and their labels too where one plan comes twice."""
+    names = [trace.plan.name for _, trace in traces]
+    return [
+        (name if names.count(name) == 1 else f"{name}, {traces[i][0]}", traces[i][1]) for i, name in enumerate(names)
+    ]
 
 
 def register(app: typer.Typer) -> None:

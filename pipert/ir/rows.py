@@ -28,7 +28,7 @@ def from_rows(name: str, rows: Sequence[Sequence[Op]], where: Callable[[int, int
         if not ops:
             raise PlanError(f"row {rank + 1} holds no op: there is one row per rank", rank=rank)
         for index, op in enumerate(ops):
-            for part in op.unpacked:
+            for part in op.unpacked if op.kind.has_microbatch else ():
                 key = (part.stage, part.microbatch)
                 holder, first = holders.setdefault(key, (rank, f"{op} at {where(rank, index)}"))
                 if holder != rank:

@@ -61,6 +61,13 @@ def test_the_name_of_the_output_chooses_the_format(tmp_path: pathlib.Path) -> No
     assert (tmp_path / "plan.txt").read_text().startswith(str(PROGRAM))
 
 
+def test_a_picture(tmp_path: pathlib.Path) -> None:
+    text = invoke("zb-h1", *SIZES, "--format", "svg", "--costs", "F=10,I=10,W=4,act=3").stdout
+    assert "bubble 18.2% · peak activation 6 on rank 0" in text
+    invoke("zb-h1", *SIZES, "--costs", "F=10,I=10,W=4,act=3", "-o", tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").read_text() == text
+
+
 def test_chunks_are_passed_on() -> None:
     assert "2 ranks, 6 stages" in invoke("interleaved", *SIZES, "--chunks", 3).stdout
 

@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -125,6 +126,14 @@ def test_a_view_of_a_file_and_a_name() -> None:
     page = pathlib.Path("page.html").read_text()
     assert '"label":"my"' in page
     assert '"label":"1f1b"' in page
+
+
+def test_a_still_picture_of_several() -> None:
+    invoke("view", "my.csv", "1f1b", "my.json", *SIZES, "-o", "picture.svg")
+    words = [node.text for node in ElementTree.parse("picture.svg").iter()]
+    assert {"my.csv", "1f1b", "zb-h1"} <= set(words)
+    invoke("view", "my.json", "my.json", "-o", "picture.svg")
+    assert "zb-h1, planned" in pathlib.Path("picture.svg").read_text()
 
 
 def test_the_plan_of_a_file_is_taken_as_it_is() -> None:
