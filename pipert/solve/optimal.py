@@ -1,0 +1,309 @@
+"""The schedule ``optimal``: CP-SAT (OR-Tools) orders the ops of a placement, and proves how far from the best it is.
+
+The model is a job shop: an interval per op, one at a time on each rank, inputs before outputs with the transfer's delay
+between them, and a rank's activations as a resource. Backwards are split. Microbatches that are alike run in ascending
+order on every stage, for each kind of op: in any schedule, the i-th start of a kind on a stage may be given to the i-th
+of them, and by then the i-th of what it waits for has ended, so nothing is lost. Where several streams of transfers
+share an edge, what the solver finds can overrun the receive window; it is then run again with that window in the model.
+`pipert.solve.job_shop` says how times become integers, and why the bound survives that; the figure of an answer is that
+of the real costs, simulated.
+
+The method, constraint programming for job shops, is common; arXiv 2401.10241, section 3, orders the same ops under a
+memory limit by an integer program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipert.costs import Costs
+from pipert.errors import ConfigError, PlanError
+from pipert.ir import Op, Program
+from pipert.lowering import compile
+from pipert.passes import split_backward
+from pipert.schedules.memory import peak_activation
+from pipert.sim import simulate
+from pipert.solve.bound import lower_bound
+from pipert.solve.job_shop import KINDS, JobShop, Starts, Transfer
+from pipert.solve.problem import Problem
+
+_FORWARD, _INPUT_GRAD, _WEIGHT_GRAD = KINDS
+_TOLERANCE = 1e-9
+RECV_DEPTH = 2
+"""The receive window that the schedules are made for; the default of :func:`pipert.compile`."""
+
+Goal = Literal["longest_rank_span", "makespan"]
+"""The figure of `pipert.sim.Report` that is minimised."""
+
+Progress = Callable[[float, float], None]
+"""Called with the best figure and the proven bound so far, in the unit of the costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What the solver found, and what it proved.
+
+    Attributes:
+        program: the best schedule.
+        figure: its longest rank span or makespan, simulated, in the unit of the costs.
+        bound: what no schedule of this placement with split backwards goes below.
+    """
+
+    program: Program
+    figure: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """What the bound leaves open, as a part of the figure; 0: nothing better exists."""
+        return max(0.0, 1 - self.bound / self.figure) if self.figure > 0 else 0.0
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether the gap is no more than the rounding of floats."""
+        return self.gap <= _TOLERANCE
+
+    def __str__(self) -> str:
+        if self.is_optimal:
+            return f"optimal: {self.figure:.6g}, and no schedule of this placement is shorter"
+        return f"best found: {self.figure:.6g}; proven bound {self.bound:.6g}, gap {self.gap:.2%}"
+
+
+def optimal(
+    hint: Program,
+    costs: Costs,
+    memory_limit: float | None = None,
+    *,
+    goal: Goal = "longest_rank_span",
+    time_limit_s: float = 60.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Solution:
+    """Find the best order of a program's ops under a memory limit.
+
+    Ctrl-C ends the search, and the best schedule so far is the answer. The same arguments give the same answer, unless
+    time ends the search.
+
+    Args:
+        hint: a valid program; it gives the placement and where to start from. The answer is no slower, unless the hint
+            exceeds the limit.
+        costs: of its ops; full backwards are split, and overlapped pairs taken apart.
+        memory_limit: the most activation that a rank may hold, in the unit of ``costs``' ``act``; None: no limit.
+        goal: which figure to minimise.
+        time_limit_s: for the search, in seconds.
+        seed: of the search.
+        progress: told about every better schedule.
+
+    Raises:
+        ConfigError: OR-Tools is missing, no schedule keeps the memory limit, or none was found in time.
+    """
+    problem = Problem.of(hint, costs, memory_limit)
+    bound = float(getattr(lower_bound(hint, costs, memory_limit), goal))
+    best: Solution | None = None
+
+    def consider(program: Program) -> None:
+        nonlocal best
+        figure = _figure(program, costs, memory_limit, goal)
+        if figure is not None and (best is None or figure < best.figure):
+            best = Solution(program, figure, bound)
+
+    consider(hint)
+    consider(split_backward(hint))
+    deadline = time.monotonic() + time_limit_s
+    shop: JobShop | None = None
+    for windows, share in ((False, 0.25), (True, 1.0)):
+        left = deadline - time.monotonic()
+        if left <= 0 or (best is not None and best.figure <= bound * (1 + _TOLERANCE)):
+            break
+        shop = shop or JobShop(problem)
+        search = _Search(shop, goal, bound, windows)
+        search.hint(shop.starts(best.program if best else hint))
+        starts, proven = search.run(left * share, seed, progress)
+        bound = max(bound, proven)
+        if starts is not None:
+            consider(dataclasses.replace(hint, ranks=shop.order(starts)))
+    if best is None:
+        raise ConfigError(f"no schedule was found within {time_limit_s:g} s; give it more time, or a hint that fits")
+    return dataclasses.replace(best, bound=min(bound, best.figure))
+
+
+def _figure(program: Program, costs: Costs, memory_limit: float | None, goal: Goal) -> float | None:
+    """Simulate a schedule; None if it does not keep the limit, or cannot be compiled."""
+    if memory_limit is not None and max(peak_activation(program, costs)) > memory_limit * (1 + _TOLERANCE):
+        return None
+    try:
+        report = simulate(compile(program, recv_depth=RECV_DEPTH), costs)
+    except PlanError:
+        return None
+    return float(getattr(report, goal))
+
+
+def _cp_model() -> Any:
+    try:
+        from ortools.sat.python import cp_model
+    except ImportError as error:
+        raise ConfigError("the schedule `optimal` needs OR-Tools: pip install 'pipert[solve]'") from error
+    return cp_model
+
+
+class _Search:
+    """The CP-SAT model of a job shop."""
+
+    def __init__(self, shop: JobShop, goal: Goal, bound: float, windows: bool) -> None:
+        self.shop = shop
+        self.cp = _cp_model()
+        self.model = self.cp.CpModel()
+        self.start: dict[Op, Any] = {}
+        self.end: dict[Op, Any] = {}
+        self.goal = goal
+        self.bound = bound
+        self.horizon = math.ceil(shop.longest_step)
+        self._ops()
+        self._fix_first_forwards()
+        if windows:
+            for classes in shop.transfers().values():
+                if len(classes) > 1:
+                    self._edge(list(classes.values()))
+        if shop.memory_limit is not None:
+            self._memory(shop.memory_limit)
+        self._objective()
+
+    def _ops(self) -> None:
+        model, shop = self.model, self.shop
+        intervals: list[list[Any]] = [[] for _ in range(shop.problem.num_ranks)]
+        for op, duration in shop.durations.items():
+            self.start[op] = model.new_int_var(0, self.horizon - duration, str(op))
+            self.end[op] = self.start[op] + duration
+            intervals[shop.rank_of(op)].append(model.new_fixed_size_interval_var(self.start[op], duration, str(op)))
+        for rank_intervals in intervals:
+            model.add_no_overlap(rank_intervals)
+        for op, inputs in shop.inputs.items():
+            for other, delay in inputs:
+                model.add(self.start[op] >= self.end[other] + delay)
+        for job in shop.problem.jobs:
+            for earlier, later in zip(job.microbatches, job.microbatches[1:], strict=False):
+                for stage in range(shop.num_stages):
+                    for kind in KINDS:
+                        model.add(self.start[Op(kind, stage, later)] >= self.end[Op(kind, stage, earlier)])
+
+    def _fix_first_forwards(self) -> None:
+        """Start the first microbatch at once on each rank's first stage, as nothing can run before it."""
+        if len(self.shop.problem.jobs) > 1:
+            return
+        (job,) = self.shop.problem.jobs
+        now = 0
+        for stage, rank in enumerate(job.path):
+            if rank in job.path[:stage]:
+                break
+            op = Op(_FORWARD, stage, job.microbatches[0])
+            now += sum(delay for _, delay in self.shop.inputs[op])
+            self.model.add(self.start[op] == now)
+            now += self.shop.durations[op]
+
+    def _edge(self, classes: Sequence[Sequence[Transfer]]) -> None:
+        """Keep the receive window of an edge: its transfers go in the order of their makers, few of them unread."""
+        model, start, end = self.model, self.start, self.end
+        waiting = []
+        sent: list[list[Any]] = []
+        for transfers in classes:
+            sent.append([])
+            for maker, reader, delay in transfers:
+                begin = model.new_int_var(0, self.horizon, "")
+                model.add(begin >= end[maker])
+                model.add(begin + delay <= start[reader])
+                sent[-1].append(begin)
+                waiting.append(model.new_interval_var(begin, model.new_int_var(0, self.horizon, ""), end[reader], ""))
+            for earlier, later in itertools.pairwise(sent[-1]):
+                model.add(earlier <= later)
+        model.add_cumulative(waiting, [1] * len(waiting), RECV_DEPTH)
+        makers = [[maker for maker, _, _ in transfers] for transfers in classes]
+        streams = [list(zip(*stream, strict=True)) for stream in zip(makers, sent, strict=True)]
+        for stream, other_stream in itertools.combinations(streams, 2):
+            for (maker, begin), (other, other_begin) in itertools.product(stream, other_stream):
+                before = model.new_bool_var("")
+                model.add(end[maker] <= start[other]).only_enforce_if(before)
+                model.add(end[other] <= start[maker]).only_enforce_if(~before)
+                model.add(begin <= other_begin).only_enforce_if(before)
+                model.add(other_begin <= begin).only_enforce_if(~before)
+
+    def _memory(self, limit: int) -> None:
+        for rank in range(self.shop.problem.num_ranks):
+            self._memory_of(rank, limit)
+
+    def _memory_of(self, rank: int, limit: int) -> None:
+        model, end = self.model, self.end
+        lives, sizes = [], []
+        for job in self.shop.problem.jobs:
+            for stage in job.stages_on(rank):
+                for microbatch in job.microbatches:
+                    begin = self.start[Op(_FORWARD, stage, microbatch)]
+                    ends = (
+                        end[Op(_INPUT_GRAD, stage, microbatch)],
+                        end[Op(_WEIGHT_GRAD, stage, microbatch)],
+                        self.horizon,
+                    )
+                    for size, life_end in zip(self.shop.memory[stage], ends, strict=True):
+                        if size > 0:
+                            length = model.new_int_var(0, self.horizon, "")
+                            lives.append(model.new_interval_var(begin, length, life_end, ""))
+                            sizes.append(size)
+        model.add_cumulative(lives, sizes, limit)
+        self._queue(rank, limit)
+
+    def _queue(self, rank: int, limit: int) -> None:
+        """State the limit as precedences where that can be done: alike microbatches and one stage on the rank."""
+        if len(self.shop.problem.jobs) > 1:
+            return
+        (job,) = self.shop.problem.jobs
+        for stage in job.stages_on(rank):
+            size = sum(self.shop.memory[stage])
+            if size == 0:
+                continue
+            for earlier, later in zip(job.microbatches, job.microbatches[limit // size :], strict=False):
+                self.model.add(self.start[Op(_FORWARD, stage, later)] >= self.end[Op(_INPUT_GRAD, stage, earlier)])
+
+    def _objective(self) -> None:
+        model, shop = self.model, self.shop
+        self.objective = model.new_int_var(shop.whole(self.bound), self.horizon, "figure")
+        for rank in range(shop.problem.num_ranks):
+            visits = [(job, stages) for job in shop.problem.jobs if (stages := job.stages_on(rank))]
+            firsts = [self.start[Op(_FORWARD, stages[0], job.microbatches[0])] for job, stages in visits]
+            for job, stages in visits:
+                for stage in stages:
+                    last = self.end[Op(_WEIGHT_GRAD, stage, job.microbatches[-1])]
+                    for first in firsts if self.goal == "longest_rank_span" else [0]:
+                        model.add(self.objective >= last - first)
+        model.minimize(self.objective)
+
+    def hint(self, starts: Starts) -> None:
+        """Let the search begin with a schedule."""
+        for op, start in starts.items():
+            self.model.add_hint(self.start[op], start)
+
+    def run(self, time_limit_s: float, seed: int, progress: Progress | None) -> tuple[Starts | None, float]:
+        """Return the starts of the best schedule, if one was found, and the proven bound in the unit of the costs."""
+        quantum = self.shop.quantum
+        solver = self.cp.CpSolver()
+        solver.parameters.max_time_in_seconds = time_limit_s
+        solver.parameters.num_workers = 1  # deterministic; here also faster than several that share two cores
+        solver.parameters.random_seed = seed
+        status = solver.solve(self.model, _observer(self.cp, progress, quantum) if progress else None)
+        if status in (self.cp.MODEL_INVALID, self.cp.INFEASIBLE):
+            raise AssertionError(f"the job shop must have a schedule, but CP-SAT says {solver.status_name(status)}")
+        if status not in (self.cp.OPTIMAL, self.cp.FEASIBLE):
+            return None, solver.best_objective_bound * quantum
+        return {op: solver.value(start) for op, start in self.start.items()}, solver.best_objective_bound * quantum
+
+
+def _observer(cp: Any, progress: Progress, quantum: float) -> Any:
+    class Observer(cp.CpSolverSolutionCallback):  # type: ignore[misc]
+        def on_solution_callback(self) -> None:
+            progress(self.objective_value * quantum, self.best_objective_bound * quantum)
+
+    return Observer()
