@@ -17,6 +17,7 @@ from pipert.errors import ConfigError, PlanError
 from pipert.ir import Op, Program
 from pipert.ir.csv import from_csv
 from pipert.lowering import compile
+from pipert.lowering.lowered_csv import is_lowered, plan_from_csv
 from pipert.ops import LaneKind
 from pipert.passes import validate
 from pipert.plan import Plan
@@ -163,6 +164,8 @@ def _read_csv(path: str) -> Source:
     if len(text) > MAX_CSV_CHARACTERS:
         raise PlanError(f"{path}: a schedule has at most {MAX_CSV_CHARACTERS} characters, this has more")
     with _named(path):
+        if is_lowered(text):
+            return Source(path, plan_from_csv(text, name=os.path.basename(path)))
         program = from_csv(text, name=os.path.basename(path))
     try:
         validate(program)

@@ -17,7 +17,7 @@ def from_rows(name: str, rows: Sequence[Sequence[Op]], where: Callable[[int, int
 
     Args:
         name: of the program.
-        rows: the compute ops of each rank, in order.
+        rows: the compute ops (and collectives) of each rank, in order.
         where: names the place of an op, given its rank and its index in the row, for messages.
 
     Raises:

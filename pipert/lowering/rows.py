@@ -69,7 +69,7 @@ class Rows:
             else:
                 transfer = ~node
                 edge = self._edges.of_transfer[transfer]
-                send_text, recv_text = self._texts(transfer)
+                send_text, recv_text = transfer_texts(work, transfer)
                 self._add(send_text, send_lane[edge], NONE, [self._item_row[work.maker[transfer]]])
                 self._add(recv_text, recv_lane[edge], self._slots.of_transfer[transfer], self._recv_deps(transfer))
 
@@ -88,13 +88,6 @@ class Rows:
         self._deps.extend(deps if len(deps) < 2 else sorted(deps))
         self._dep_offsets.append(len(self._deps))
 
-    def _texts(self, transfer: int) -> tuple[str, str]:
-        stage, microbatch = divmod(transfer, self._work.num_microbatches)
-        if stage < self._work.num_stages:
-            return f"{stage - 1}{OpKind.SEND_F.text}{microbatch}", f"{stage}{OpKind.RECV_F.text}{microbatch}"
-        stage -= self._work.num_stages
-        return f"{stage + 1}{OpKind.SEND_B.text}{microbatch}", f"{stage}{OpKind.RECV_B.text}{microbatch}"
-
     def _recv_deps(self, transfer: int) -> list[int]:
         """Find what a receive waits for: its place in the window, and the end of all that its slot held before."""
         item = self._freed_by[transfer]
@@ -106,3 +99,12 @@ class Rows:
         if item != NONE:
             deps.append(self._item_row[item])
         return deps
+
+
+def transfer_texts(work: Work, transfer: int) -> tuple[str, str]:
+    """Return the texts of a transfer's SEND and RECV."""
+    stage, microbatch = divmod(transfer, work.num_microbatches)
+    if stage < work.num_stages:
+        return f"{stage - 1}{OpKind.SEND_F.text}{microbatch}", f"{stage}{OpKind.RECV_F.text}{microbatch}"
+    stage -= work.num_stages
+    return f"{stage + 1}{OpKind.SEND_B.text}{microbatch}", f"{stage}{OpKind.RECV_B.text}{microbatch}"

@@ -36,9 +36,9 @@ def test_idle_cells_and_blanks_are_dropped_and_pairs_are_kept() -> None:
     ("text", "message"),
     [
         ("0F0,0B0\n1F0,2F0junk\n", "line 2, column 2: not an op: '2F0junk'"),
-        ("0F0,0B0\n,,1UNSHARD\n", "line 2, column 3: 1UNSHARD: a schedule's CSV holds"),
-        ("0F0,0SEND_F0\n", "line 1, column 2: 0SEND_F0: a schedule's CSV holds F, B, I, W, OVERLAP_F_B, but no SEND_F"),
-        ("0F0,0R0,0B0\n", "line 1, column 2: 0R0: a schedule's CSV holds F, B, I, W, OVERLAP_F_B, but no R"),
+        ("0F0,0B0\n,,1UNSHARD\n", "line 2, column 3: 1UNSHARD: this CSV holds"),
+        ("0F0,0SEND_F0\n", "line 1, column 2: 0SEND_F0: this CSV holds F, B, I, W, OVERLAP_F_B, but no SEND_F"),
+        ("0F0,0R0,0B0\n", "line 1, column 2: 0R0: this CSV holds F, B, I, W, OVERLAP_F_B, but no R"),
         ("(0F0;0R1)OVERLAP_F_B", "but no R"),
         (
             "0F0,0F1\n0B0,0B1\n",
