@@ -23,6 +23,7 @@ class Format(str, enum.Enum):
 
     GRID = "grid"
     CSV = "csv"
+    LOWERED_CSV = "lowered-csv"
     JSON = "json"
     SVG = "svg"
 
@@ -40,7 +41,8 @@ def plan(
         Format | None,
         typer.Option(
             help="grid: a picture in text, one row per rank. csv: the compute ops, as PyTorch's schedules read and "
-            "write them. json: a plan file, compiled and verified. svg: a picture of the step at the given costs. "
+            "write them. lowered-csv: the same with transfers. json: a plan file, compiled and verified. svg: a "
+            "picture of the step at the given costs. "
             "Without this, as the output file is named, else grid."
         ),
     ] = None,
@@ -61,6 +63,7 @@ def plan(
     pipert plan interleaved --ranks 4 --microbatches 8 --chunks 3 --format csv
     """
     from pipert import sources
+    from pipert.lowering.lowered_csv import plan_to_csv
     from pipert.planfile import dumps
     from pipert.sim import simulate
     from pipert.view import timeline_svg
@@ -72,6 +75,8 @@ def plan(
     chosen = format or _format_of(output)
     if chosen is Format.CSV:
         _write(to_csv(source.program()), output)
+    elif chosen is Format.LOWERED_CSV:
+        _write(plan_to_csv(source.plan()), output)
     elif chosen is Format.GRID:
         prediction = _prediction(simulate(source.plan(), known_costs))
         width = shutil.get_terminal_size().columns if output is None and sys.stdout.isatty() else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 from random_plans import random_plans
@@ -201,3 +203,22 @@ def test_any_change_of_a_row_is_refused_or_kept() -> None:
         if fault is not None and any(fault.op in row for row in changed):
             assert re.match(r"line \d+, column \d+: ", str(fault))
     assert verdicts == {True, False}
+
+
+def pipert_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pipert", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_commands_write_and_read_it(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lowered.csv"
+    sizes = ["--ranks", "2", "--microbatches", "2"]
+    written = pipert_command("plan", "1f1b", *sizes, "--format", "lowered-csv", "-o", str(path))
+    assert written.returncode == 0, written.stderr
+    assert path.read_bytes().decode() == plan_to_csv(
+        pipert.compile(schedules.build("1f1b", num_ranks=2, num_microbatches=2))
+    )
+    assert pipert_command("check", str(path)).returncode == 0
+    path.write_text(path.read_text().replace(",1RECV_F1", ""))
+    refused = pipert_command("check", str(path))
+    assert refused.returncode == 1
+    assert "lowered.csv: line 2, column 5: 1F1: expected 1RECV_F1 before it, found none" in refused.stderr
