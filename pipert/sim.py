@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ def simulate(plan: Plan, costs: Costs) -> Report:
         ConfigError: the costs are for other numbers of stages, ranks or microbatches than the plan's.
     """
     start, end = _core.simulate(plan.native, clock_costs(plan, costs))
-    return measure(Trace(plan, array("d", start), array("d", end)), costs)
+    report = measure(Trace(plan, array("d", start), array("d", end)), costs)
+    return dataclasses.replace(report, costs=costs)
 
 
 def clock_costs(plan: Plan, costs: Costs) -> _core.ClockCosts:

@@ -12,6 +12,7 @@ from pipert import sources
 from pipert.costs import Costs
 from pipert.errors import PipertError
 from pipert.sim import simulate
+from pipert.solve.bound import lower_bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Row(Case):
         bubble_rate_span: over the longest rank's span.
         makespan: of one step.
         peak_activation: of the fullest rank.
-        lower_bound: what no schedule of the same stages on the same ranks makes a makespan shorter than.
+        lower_bound: of the makespan of any schedule with the same stages on the same ranks, and within the limit.
         refused: why there is no such schedule; empty if there is.
     """
 
@@ -100,6 +101,7 @@ def sweep(cases: Iterable[Case], costs: Costs) -> Iterator[Row]:
             bubble_rate_span=report.bubble_rate_span,
             makespan=report.makespan,
             peak_activation=max(report.peak_activation),
+            lower_bound=lower_bound(plan, costs, case.memory_limit).makespan,
         )
 
 

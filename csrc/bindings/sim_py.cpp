@@ -117,7 +117,7 @@ py::tuple explain_columns(const Plan& plan, const py::buffer& start, const py::b
     explanation = explain(plan, start_column, end_column);
   }
   py::list ranks, path;
-  for (const auto& [warm_up, dependency, communication, overhead, drain] : explanation.ranks) {
+  for (const auto& [warm_up, dependency, drain, communication, overhead] : explanation.ranks) {
     ranks.append(py::dict(py::arg("warm_up") = warm_up, py::arg("dependency") = dependency,
                           py::arg("communication") = communication, py::arg("overhead") = overhead,
                           py::arg("drain") = drain));

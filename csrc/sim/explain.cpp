@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "sim/idle.h"
 
@@ -21,17 +22,15 @@ class Explainer {
       const std::vector<int32_t>& ops = plan_.lane_ops[lane];
       if (plan_.lanes[lane].kind != LaneKind::COMPUTE) continue;
       IdleTimes& rank = ranks[plan_.lanes[lane].rank];
-      if (ops.empty()) {
-        rank.drain = window_.last - window_.first;
-        continue;
-      }
-      rank.warm_up = start_[ops.front()] - window_.first;
-      rank.drain = window_.last - end_[ops.back()];
-      for (size_t i = 1; i < ops.size(); ++i) {
-        const Gap gap = explain_gap(plan_, end_, ops[i], end_[ops[i - 1]], start_[ops[i]]);
-        rank.dependency += gap.dependency;
+      rank.drain = window_.last - (ops.empty() ? window_.first : end_[ops.back()]);
+      const auto [warm, draining] = phases(ops);
+      double idle_from = window_.first;
+      for (size_t i = 0; i < ops.size(); ++i) {
+        const Gap gap = explain_gap(plan_, end_, ops[i], idle_from, start_[ops[i]]);
+        (i <= warm ? rank.warm_up : i < draining ? rank.dependency : rank.drain) += gap.dependency;
         rank.communication += gap.communication;
         rank.overhead += gap.overhead;
+        idle_from = end_[ops[i]];
       }
     }
     return ranks;
@@ -69,6 +68,19 @@ class Explainer {
   }
 
  private:
+  // Of a rank's compute ops, where its first backward stands, and what follows its last forward.
+  std::pair<size_t, size_t> phases(const std::vector<int32_t>& ops) const {
+    const auto has = [&](int32_t op, auto... kinds) {
+      const auto parts = plan_.ops[op].compute_parts();
+      return std::any_of(parts.begin(), parts.end(), [&](const auto& part) { return ((part.kind == kinds) || ...); });
+    };
+    const auto backward =
+        std::find_if(ops.begin(), ops.end(), [&](int32_t op) { return has(op, OpKind::BACKWARD, OpKind::INPUT_GRAD); });
+    if (backward == ops.end()) return {0, ops.size()};
+    const auto forward = std::find_if(ops.rbegin(), ops.rend(), [&](int32_t op) { return has(op, OpKind::FORWARD); });
+    return {backward - ops.begin(), ops.rend() - forward};
+  }
+
   bool is_send(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::SEND; }
   bool is_recv(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::RECV; }
   // Whether its end counts for the end of the step.

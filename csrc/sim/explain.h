@@ -9,13 +9,14 @@
 
 namespace pipert {
 
-// The parts of a rank's idle time; their sum is the makespan - its compute time.
+// The parts of a rank's idle time; their sum is the makespan - its compute time. A step that is forward only warms up
+// until a rank's first op and drains after its last.
 struct IdleTimes {
-  double warm_up = 0;  // before its first op
-  double dependency = 0;
-  double communication = 0;
-  double overhead = 0;
-  double drain = 0;  // after its last op
+  double warm_up = 0;        // what it needs was not made yet, up to its first backward
+  double dependency = 0;     // the same, from there to its last forward
+  double drain = 0;          // the same, from there on; and nothing left to do
+  double communication = 0;  // an input had been made, but had not arrived and been noticed; or a collective ran
+  double overhead = 0;       // all was there before
 };
 
 struct PathStep {

@@ -23,7 +23,7 @@ struct RankFigures {
 };
 
 struct Figures {
-  double makespan = 0;  // end of the last compute op or collective - start of the first compute op, over all ranks
+  double makespan = 0;  // end of the last compute op or collective - start of the first, over all ranks
   std::vector<RankFigures> ranks;
 };
 

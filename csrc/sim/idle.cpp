@@ -11,7 +11,7 @@ Window window_of(const Plan& plan, std::span<const double> start, std::span<cons
   for (size_t lane = 0; lane < plan.lanes.size(); ++lane) {
     const LaneKind kind = plan.lanes[lane].kind;
     if (kind == LaneKind::SEND || kind == LaneKind::RECV || plan.lane_ops[lane].empty()) continue;
-    if (kind == LaneKind::COMPUTE) window.first = std::min(window.first, start[plan.lane_ops[lane].front()]);
+    window.first = std::min(window.first, start[plan.lane_ops[lane].front()]);
     window.last = std::max(window.last, end[plan.lane_ops[lane].back()]);
   }
   return window;

@@ -8,7 +8,7 @@
 
 namespace pipert {
 
-// From the start of the first compute op of any rank to the end of the last compute op or collective.
+// From the start of the first compute op or collective of any rank to the end of the last.
 struct Window {
   double first;
   double last;

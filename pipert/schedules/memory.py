@@ -57,4 +57,4 @@ def _change(part: Op, stages: tuple[StageCosts, ...]) -> float:
         OpKind.WEIGHT_GRAD: cost.act_kept - cost.act_w,
         OpKind.BACKWARD: cost.act_kept - cost.act,
     }
-    return changes[part.kind]
+    return changes.get(part.kind, 0.0)

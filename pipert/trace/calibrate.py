@@ -22,13 +22,16 @@ _TIMES = {
     OpKind.WEIGHT_GRAD: "W",
     OpKind.BACKWARD: "B",
     OpKind.RECOMPUTE: "R",
+    OpKind.UNSHARD: "unshard",
+    OpKind.RESHARD: "reshard",
+    OpKind.REDUCE_GRAD: "reduce_grad",
 }
 
 
 def calibrate(trace: Trace) -> Costs:
     """Take the costs of ops from a step, measured (then they are in ms) or simulated.
 
-    The time of each (stage, kind) is the median over its microbatches; the latency of a transfer the median of the time
+    The time of each (stage, kind) is the median over its ops; the latency of a transfer the median of the time
     from the end of the op that made the message to its arrival, over those transfers whose receiver was ready by then;
     the overlap the median of a pair's time over the sum of its parts'. A stage of which only full backwards were seen
     gets halves of them as its I and W. Activation sizes are not in a trace: a rank holds 1 per microbatch from F to I.

@@ -25,23 +25,26 @@ class IdleTimes:
     """Why a rank computes nothing; all parts together are the makespan - its compute time.
 
     Attributes:
-        warm_up: before its first op.
-        dependency: what its next op needs had not been made yet.
-        communication: that had been made, but had not arrived and been noticed (or a collective was on its way).
+        warm_up: before its first backward: what its next op needs had not been made yet.
+        dependency: the same, from there to its last forward.
+        drain: the same, after that; and after its last op.
+        communication: what its next op needs had been made, but had not arrived and been noticed (or a collective was
+            on its way): the `exposed_comm` of a report.
         overhead: all was there, and the op had not begun. 0 in a simulated step.
-        drain: after its last op.
+
+    Of a step that is forward only, warm-up ends with a rank's first op, and only what follows its last is drain.
     """
 
     warm_up: float
     dependency: float
+    drain: float
     communication: float
     overhead: float
-    drain: float
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.warm_up + self.dependency + self.communication + self.overhead + self.drain
+        return self.warm_up + self.dependency + self.drain + self.communication + self.overhead
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipert import _core
@@ -12,6 +12,7 @@ from pipert.trace.table import table
 
 if TYPE_CHECKING:
     from pipert.costs import Costs
+    from pipert.solve.bound import Bound
     from pipert.trace.trace import Trace
 
 
@@ -20,13 +21,14 @@ class Report:
     """What one step of a plan amounts to. Times are in the unit of `trace`.
 
     Attributes:
-        makespan: end of the last compute op of any rank, from the start of the first.
+        makespan: end of the last compute op or collective of any rank, from the start of the first.
         rank_spans: per rank, end of its last compute op - start of its first.
         compute_times: per rank, the time in which it computes.
         peak_activation: per rank, the most that it holds at one time, in the unit of the costs.
         exposed_comm: per rank, the time in which it computes nothing and the input of its next op is on the way: that
-            input has been made, but has not arrived and been noticed yet.
+            input has been made, but has not arrived and been noticed yet; or a collective that it waits for runs.
         trace: the times that all this is taken from.
+        costs: what the step was simulated with; None of a measured step.
     """
 
     makespan: float
@@ -35,6 +37,7 @@ class Report:
     peak_activation: tuple[float, ...]
     exposed_comm: tuple[float, ...]
     trace: Trace
+    costs: Costs | None = field(default=None, repr=False)
 
     @property
     def num_ops(self) -> int:
@@ -56,9 +59,18 @@ class Report:
         """The same over `longest_rank_span`: the bubble if the optimizer does not synchronise the ranks."""
         return bubble(max(self.compute_times), self.longest_rank_span)
 
+    @property
+    def lower_bound(self) -> Bound | None:
+        """What no order of the same ops on the same ranks goes below (it is computed here); None of a measured step."""
+        if self.costs is None:
+            return None
+        from pipert.solve.bound import lower_bound
+
+        return lower_bound(self.trace.plan, self.costs)
+
     def to_dict(self) -> dict[str, Any]:
-        """Give the figures as plain numbers and lists, without the trace."""
-        plan = self.trace.plan
+        """Give the figures as plain numbers and lists, without the trace and the costs."""
+        plan, lower_bound = self.trace.plan, self.lower_bound
         return {
             "name": plan.name,
             "num_ranks": plan.num_ranks,
@@ -68,6 +80,7 @@ class Report:
             "unit": self.trace.unit,
             "makespan": self.makespan,
             "longest_rank_span": self.longest_rank_span,
+            "lower_bound": None if lower_bound is None else asdict(lower_bound),
             "bubble_rate": self.bubble_rate,
             "bubble_rate_span": self.bubble_rate_span,
             "rank_spans": list(self.rank_spans),
@@ -77,13 +90,15 @@ class Report:
         }
 
     def __str__(self) -> str:
-        plan = self.trace.plan
+        plan, lower_bound = self.trace.plan, self.lower_bound
         scale, unit = (1e-6, " ms") if self.trace.unit == "ns" else (1.0, "")
+        bound = "" if lower_bound is None else f" (no order is below {lower_bound.makespan * scale:.6g})"
         head = (
             f"{plan.name}: {plan.num_ranks} ranks, {plan.num_stages} stages, {plan.num_microbatches} microbatches, "
             f"{self.num_ops} ops\n"
-            f"makespan {self.makespan * scale:.6g}{unit} · bubble {self.bubble_rate:.2%} · over the longest rank's "
-            f"span ({self.longest_rank_span * scale:.6g}{unit}) {self.bubble_rate_span:.2%}\n"
+            f"makespan {self.makespan * scale:.6g}{unit}{bound} · bubble {self.bubble_rate:.2%} · "
+            f"over the longest rank's span ({self.longest_rank_span * scale:.6g}{unit}) {self.bubble_rate_span:.2%} · "
+            f"peak activation {max(self.peak_activation):.6g}\n"
         )
         rows: list[tuple[str, ...]] = [("rank", "compute", "span", "idle", "exposed comm", "peak activation")]
         columns = zip(self.compute_times, self.rank_spans, self.exposed_comm, self.peak_activation, strict=True)

@@ -92,10 +92,10 @@ void test_explanation() {
   const Timeline timeline = simulate(plan, costs_of(plan, 0.25, 0.5, 0));
   const Explanation explanation = explain(plan, timeline.start, timeline.end);
   const IdleTimes& first = explanation.ranks[0];
-  EXPECT(near(first.warm_up, 0) && near(first.dependency, 3.75) && near(first.communication, 0.75));
+  EXPECT(near(first.warm_up, 3.75) && near(first.dependency, 0) && near(first.communication, 0.75));
   EXPECT(near(first.drain, 0) && near(first.overhead, 0));
   const IdleTimes& second = explanation.ranks[1];
-  EXPECT(near(second.warm_up, 1.75) && near(second.dependency, 0) && near(second.drain, 2.75));
+  EXPECT(near(second.warm_up, 1) && near(second.communication, 0.75) && near(second.drain, 2.75));
   EXPECT(explanation.critical_path.size() == 6);  // no SEND: the path goes through what arrives
   for (const auto& [op, waited] : explanation.critical_path) EXPECT(near(waited, 0));
   for (const double slack : explanation.slack) EXPECT(near(slack, 0));

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from pipert import Costs, Plan
+from pipert.ops import LaneKind
 
 
 def op_cost(text: str, costs: Costs, stages, rank: int) -> float:
@@ -21,6 +22,12 @@ def op_cost(text: str, costs: Costs, stages, rank: int) -> float:
     return total / (costs.rank_speed[rank] if costs.rank_speed else 1)
 
 
+def collective_cost(text: str, stages) -> float:
+    """The time of a collective."""
+    stage, kind = re.fullmatch(r"(\d+)(\D+)", text).groups()
+    return getattr(stages[int(stage)], kind.lower())
+
+
 def transfer_times(costs: Costs, source: int, destination: int) -> tuple[float, float]:
     """(latency, time for which the edge is occupied)."""
     latency, bandwidth = costs.p2p, costs.bandwidth
@@ -32,7 +39,7 @@ def transfer_times(costs: Costs, source: int, destination: int) -> tuple[float, 
 
 
 def run(plan: Plan, costs: Costs, held_up: dict[int, float] | None = None) -> tuple[list[float], list[float]]:
-    """Start and end of every op; the compute ops ``held_up`` take so much longer."""
+    """Start and end of every op; the ops ``held_up``, no transfers, take so much longer."""
     held_up = held_up or {}
     stages = costs.for_plan(plan)
     lanes = [[op for op in range(plan.num_ops) if plan.op_lane[op] == lane] for lane in range(len(plan.lanes))]
@@ -55,6 +62,13 @@ def run(plan: Plan, costs: Costs, held_up: dict[int, float] | None = None) -> tu
                 if cursor[lane] == len(ops) or any(other in remaining for other in ops):
                     continue
                 op = ops[cursor[lane]]
+                if plan.lanes[lane].kind is LaneKind.COLLECTIVE:
+                    if all(ended(other) for other in (*deps[op], *ops[: cursor[lane]])):
+                        start[op] = now
+                        end[op] = now + collective_cost(plan.op_text[op], stages) + held_up.get(op, 0.0)
+                        cursor[lane] += 1
+                        moved = True
+                    continue
                 if not all(ended(dep) for dep in deps[op]) or "RECV" in plan.op_text[op]:
                     continue
                 if lane in occupied:

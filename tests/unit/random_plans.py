@@ -48,12 +48,32 @@ def random_program(rng: random.Random) -> Program:
     return Program("random", tuple(map(tuple, paths)), tuple(path_of), tuple(map(tuple, ranks)))
 
 
-def random_plans(seed: int, count: int) -> list[Plan]:
+def with_collectives(rng: random.Random, plain: Program) -> Program:
+    """The same with its stages gathered before use, let go now and then, and their gradients summed at the end."""
+    rows = []
+    for rank, ops in enumerate(plain.ranks):
+        row: list[Op] = []
+        whole: set[int] = set()
+        for op in ops:
+            if op.stage not in whole:
+                row.append(Op.parse(f"{op.stage}UNSHARD"))
+                whole.add(op.stage)
+            row.append(op)
+            if rng.random() < 0.2:
+                row.append(Op.parse(f"{op.stage}RESHARD"))
+                whole.discard(op.stage)
+        rows.append((*row, *(Op.parse(f"{stage}REDUCE_GRAD") for stage in plain.chunks(rank))))
+    return Program(plain.name, plain.paths, plain.path_of, tuple(rows))
+
+
+def random_plans(seed: int, count: int, *, collectives: bool = False) -> list[Plan]:
     """As many random plans; orders that would deadlock are left out."""
     rng = random.Random(seed)
     plans: list[Plan] = []
     while len(plans) < count:
         program = random_program(rng)
+        if collectives:
+            program = with_collectives(rng, program)
         try:
             plans.append(pipert.compile(program, recv_depth=rng.randint(1, 3)))
         except PlanError:
@@ -69,6 +89,7 @@ def random_costs(rng: random.Random, plan: Plan, *, bandwidth: bool = False, cor
         act_w = act * rng.random()
         times = {kind: rng.uniform(0.2, 2) for kind in "FIWBR"}
         scale = [rng.uniform(0.5, 2) for _ in range(plan.num_microbatches)] if rng.random() < 0.7 else []
+        times |= {name: rng.uniform(0, 1) for name in ("unshard", "reshard", "reduce_grad")}
         return StageCosts(**times, act=act, act_w=act_w, act_kept=act_w * rng.random(), microbatch_scale=scale)
 
     def link() -> Link:

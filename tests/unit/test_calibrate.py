@@ -11,6 +11,8 @@ from pipert import ConfigError, Costs
 from pipert.sim import StageCosts
 from pipert.trace import Trace
 
+COLLECTIVES = ("unshard", "reshard", "reduce_grad")
+
 
 def times(stage, names):
     return [getattr(stage, name) for name in names]
@@ -76,6 +78,12 @@ def test_transfers_that_the_receiver_held_up_do_not_count():
     recv = plan.op_text.index("1RECV_F3")
     assert trace.end[recv] - trace.end[plan.op_text.index("0F3")] > 10
     assert Costs.from_trace(trace).p2p == pytest.approx(0.25)
+
+
+def test_collectives_are_seen():
+    plan = pipert.compile(program((0,), 2, "0UNSHARD 0F0 0F1 0RESHARD 0UNSHARD 0B0 0B1 0REDUCE_GRAD"))
+    costs = Costs.per_rank(F=1, B=2, unshard=0.5, reshard=0.25, reduce_grad=4)
+    assert times(Costs.from_trace(pipert.simulate(plan, costs).trace).stages[0], COLLECTIVES) == [0.5, 0.25, 4]
 
 
 def test_pairs_give_the_overlap():

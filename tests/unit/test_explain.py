@@ -1,20 +1,22 @@
 import itertools
 import json
 import random
+import re
 
 import plain_clock
 import pytest
 from random_plans import random_costs, random_plans
-from test_simulate import plan_of
+from test_simulate import length_of_union, plan_of, waits_of
 
 import pipert
 from pipert import ConfigError, Costs, schedules
+from pipert.sim import StageCosts
 from pipert.trace import Trace, explain
 
 
 def steps(seed, count, **options):
     rng = random.Random(seed)
-    for plan in random_plans(seed=seed, count=count):
+    for plan in random_plans(seed, count // 2) + random_plans(seed, count // 2, collectives=True):
         yield plan, random_costs(rng, plan, **options)
 
 
@@ -25,23 +27,46 @@ def test_idle_time_is_split_without_rest(options):
         trace, idle = report.trace, explain(report.trace).idle
         assert [times.total for times in idle] == pytest.approx([report.makespan - c for c in report.compute_times])
         for rank, times in enumerate(idle):
-            ops = plan.compute_ops(rank)
             assert times.overhead == 0
-            assert min(times.dependency, times.communication) >= 0
-            assert times.warm_up == trace.start[ops[0]]
-            assert times.drain == report.makespan - trace.end[ops[-1]]
-        if not options.get("cores"):
-            inner = [times.communication for times in idle]
-            assert all(a <= b + 1e-9 for a, b in zip(inner, report.exposed_comm, strict=True))
+            assert (times.warm_up, times.drain) == pytest.approx(plain_phases(plan, trace, rank, report.makespan))
+            assert times.dependency >= 0
+        assert [times.communication for times in idle] == pytest.approx(report.exposed_comm)
+
+
+def plain_phases(plan, trace, rank, makespan):
+    """Idle time up to the first backward and after the last forward, without the waits for what is on its way."""
+    ops = plan.compute_ops(rank)
+    gaps = []
+    for before, op in zip((None, *ops), (*ops, None), strict=True):
+        idle_from = 0.0 if before is None else trace.end[before]
+        idle_to = makespan if op is None else trace.start[op]
+        on_the_way = 0.0 if op is None else length_of_union(waits_of(plan, trace.end, op, idle_from))
+        gaps.append(idle_to - idle_from - on_the_way)
+    backward = min(i for i, op in enumerate(ops) if re.search(r"\d[BI]\d", plan.op_text[op]))
+    forward = max(i for i, op in enumerate(ops) if re.search(r"\dF\d", plan.op_text[op]))
+    return sum(gaps[: backward + 1]), sum(gaps[max(forward, backward) + 1 :])
+
+
+def test_idle_time_of_1f1b_is_warm_up_and_drain():
+    plan = plan_of("1f1b", 4, 8)
+    for rank, times in enumerate(explain(pipert.simulate(plan, Costs.per_rank(F=1, B=2)).trace).idle):
+        # It fills for the F of those before and the B of those after, and drains for the other way round.
+        assert (times.warm_up, times.dependency, times.drain) == (6 - rank, 0, 3 + rank)
+
+
+def test_a_forward_only_step_has_no_backward_to_warm_up_to():
+    plan = pipert.compile(schedules.forward_only([(0, 1)], [0] * 3))
+    first, second = explain(pipert.simulate(plan, Costs.per_stage([StageCosts(F=2), StageCosts(F=1)])).trace).idle
+    assert (first.warm_up, first.dependency, first.drain) == (0, 0, 1)
+    assert (second.warm_up, second.dependency, second.drain) == (2, 2, 0)
 
 
 def test_idle_time_of_a_pipeline_worked_out_by_hand():
-    # Rank 1: 1F0 at 1.5; 1F1 is made at 2, arrives at 2.5. Its backward is at hand. Rank 0 waits for 1B0 (4.5 to 6.5),
-    # which arrives at 7.
+    # 0F0 to 1, 1F0 from 1.5 to 2.5, 1B0 to 4.5, 0B0 from 5 to 7.
     program = schedules.build("1f1b", num_ranks=2, num_microbatches=1)
-    idle = explain(pipert.simulate(pipert.compile(program), Costs.per_rank(F=1, B=2, p2p=0.5)).trace).idle
-    assert (idle[0].warm_up, idle[0].dependency, idle[0].communication, idle[0].drain) == (0, 3.5, 0.5, 0)
-    assert (idle[1].warm_up, idle[1].dependency, idle[1].communication, idle[1].drain) == (1.5, 0, 0, 2.5)
+    first, second = explain(pipert.simulate(pipert.compile(program), Costs.per_rank(F=1, B=2, p2p=0.5)).trace).idle
+    assert (first.warm_up, first.dependency, first.drain, first.communication) == (3.5, 0, 0, 0.5)
+    assert (second.warm_up, second.dependency, second.drain, second.communication) == (1, 0, 2.5, 0.5)
 
 
 @pytest.mark.parametrize("options", [{}, {"bandwidth": True}, {"bandwidth": True, "cores": 1.5}])

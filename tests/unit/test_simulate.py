@@ -5,11 +5,12 @@ import re
 
 import plain_clock
 import pytest
-from random_plans import random_costs, random_plans
+from random_plans import random_costs, random_plans, random_program, with_collectives
 
 import pipert
 from pipert import ConfigError, Costs, schedules
 from pipert.ir import Op, Program
+from pipert.schedules.memory import peak_activation
 from pipert.sim import StageCosts
 
 
@@ -104,7 +105,8 @@ def same(column, expected):
 @pytest.mark.parametrize("cores", [None, 1.0, 1.5, 3.0])
 def test_an_independent_clock_agrees(bandwidth, cores):
     rng = random.Random(5)
-    for plan in random_plans(seed=int(2 * (cores or 0)) + bandwidth, count=100):
+    seed = int(2 * (cores or 0)) + bandwidth
+    for plan in random_plans(seed, 50) + random_plans(seed, 25, collectives=True):
         costs = random_costs(rng, plan, bandwidth=bandwidth, cores=cores)
         start, end = plain_clock.run(plan, costs)
         trace = pipert.simulate(plan, costs).trace
@@ -121,6 +123,23 @@ def test_an_independent_clock_agrees_on_schedules(name, cores):
     trace = pipert.simulate(plan, costs).trace
     same(trace.start, start)
     same(trace.end, end)
+
+
+def waits_of(plan, end, op, idle_from):
+    """(from, to) of what was on its way to a compute op or about it while its rank was idle."""
+    for dep in plan.deps[plan.dep_offsets[op] : plan.dep_offsets[op + 1]]:
+        begun_by = dep - ("RECV" in plan.op_text[dep])
+        causes = plan.deps[plan.dep_offsets[begun_by] : plan.dep_offsets[begun_by + 1]]
+        yield max([idle_from, *(end[cause] for cause in causes)]), end[dep]
+
+
+def length_of_union(intervals):
+    covered = 0.0
+    reached = -math.inf
+    for begin, end in sorted(intervals):
+        covered += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered
 
 
 def plain_figures(plan, costs, start, end):
@@ -148,10 +167,7 @@ def plain_figures(plan, costs, start, end):
         exposed = 0.0
         for before, op in zip((None, *ops), ops):  # noqa: B905
             idle_from = 0.0 if before is None else end[before]
-            for dep in plan.deps[plan.dep_offsets[op] : plan.dep_offsets[op + 1]]:
-                if "RECV" in plan.op_text[dep]:
-                    made = max(end[source] for source in plan.deps[plan.dep_offsets[dep - 1] : plan.dep_offsets[dep]])
-                    exposed += max(0.0, end[dep] - max(idle_from, made))
+            exposed += length_of_union(waits_of(plan, end, op, idle_from))
         compute = sum(end[op] - start[op] for op in ops)
         figures.append((end[ops[-1]] - start[ops[0]], compute, max(held), exposed))
     return zip(*figures, strict=True)
@@ -160,7 +176,7 @@ def plain_figures(plan, costs, start, end):
 @pytest.mark.parametrize("bandwidth", [False, True])
 def test_figures_by_their_definitions(bandwidth):
     rng = random.Random(6)
-    for plan in random_plans(seed=11, count=100):
+    for plan in random_plans(11, 50) + random_plans(11, 25, collectives=True):
         costs = random_costs(rng, plan, bandwidth=bandwidth)
         report = pipert.simulate(plan, costs)
         start, end = plain_clock.run(plan, costs)
@@ -172,6 +188,19 @@ def test_figures_by_their_definitions(bandwidth):
         assert report.makespan == pytest.approx(max(end))
         assert report.longest_rank_span == max(report.rank_spans)
         assert report.bubble_rate == pytest.approx(1 - max(compute) / max(end))
+
+
+def test_peaks_follow_from_the_order_alone():
+    rng = random.Random(9)
+    for _ in range(30):
+        plain = random_program(rng)
+        for made in (plain, with_collectives(rng, plain)):
+            try:
+                plan = pipert.compile(made)
+            except pipert.PlanError:
+                continue
+            costs = random_costs(rng, plan)
+            same(peak_activation(made, costs), pipert.simulate(plan, costs).peak_activation)
 
 
 def program(stage_ranks, num_microbatches, *ranks):
@@ -247,6 +276,8 @@ def test_report_as_json_and_as_text():
     figures = json.loads(json.dumps(report.to_dict()))
     assert figures["num_ops"] == report.num_ops == 2 * 8 + 2 * 8
     assert figures["bubble_rate"] == report.bubble_rate
+    assert 0 < figures["lower_bound"]["makespan"] == report.lower_bound.makespan <= report.makespan
+    assert pipert.trace.measure(report.trace).lower_bound is None
     assert len(figures["peak_activation"]) == 2
     head, bubble, columns, *rows = str(report).splitlines()
     assert head.startswith("1f1b: 2 ranks, 2 stages, 4 microbatches, 32 ops")
