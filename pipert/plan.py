@@ -10,7 +10,6 @@ from os import PathLike
 from typing import Any
 
 from pipert import _core
-from pipert.errors import ConfigError
 from pipert.ir import Op
 from pipert.ops import LaneKind
 
@@ -131,17 +130,6 @@ class Plan:
     def chunks(self, rank: int) -> tuple[int, ...]:
         """List the stages that ``rank`` holds, ascending."""
         return tuple(stage for stage in range(self.num_stages) if any(path[stage] == rank for path in self.paths))
-
-    @property
-    def only_path(self) -> tuple[int, ...]:
-        """The rank of each stage, for callers that know no replicas.
-
-        Raises:
-            ConfigError: the plan has several paths.
-        """
-        if len(self.paths) > 1:
-            raise ConfigError(f"plan {self.name!r} has {len(self.paths)} paths (replicas), which cannot run yet")
-        return self.paths[0]
 
     def compute_ops(self, rank: int) -> tuple[int, ...]:
         """List the ids of the compute ops of ``rank``, in order."""

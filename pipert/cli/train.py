@@ -48,6 +48,14 @@ def train(
     recompute: Annotated[
         bool, _option("Keep only stage inputs; run each forward again before its backward.", _PIPELINE, "--recompute")
     ] = False,
+    batch_weight_grads: Annotated[
+        bool,
+        _option(
+            "Compute W ops that follow each other as one product per weight (2BP); equal to rounding.",
+            _PIPELINE,
+            "--batch-weight-grads",
+        ),
+    ] = False,
     one_process: Annotated[
         bool, _option("Run all ranks in this one process, e.g. under a debugger.", _PIPELINE, "--one-process")
     ] = False,
@@ -123,6 +131,7 @@ def train(
         clip=clip,
         dtype=dtype,
         recompute=recompute,
+        batch_weight_grads=batch_weight_grads,
         data=data,
         save=save,
         save_every=save_every,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from pipert.engine.ports import Sink, Source
 from pipert.errors import LaneTimeout, PipertError, StageError, TransportError
+from pipert.ir import Op
 from pipert.numerics import seed_op
 from pipert.ops import OpKind
-from pipert.stages import Grads, StageProtocol, Tensors
+from pipert.stages import Grads, Stage, StageProtocol, Tensors
 
 Handler = Callable[[int], None]
 
@@ -80,15 +82,21 @@ class Driver:
         self._grads.clear()
         self._measure()
 
-    def handler(self, kind: OpKind, *, training: bool) -> Handler:
-        """Return the function that the executor calls, with the microbatch, for ops of this kind."""
+    def handler(self, kind: OpKind, *, training: bool, put_off: bool = False) -> Handler:
+        """Return the function that the executor calls, with the microbatch, for ops of this kind.
+
+        Args:
+            kind: of compute or collective ops.
+            training: whether the plan has backwards.
+            put_off: leave the work of a W op to the next one of the stage, which computes both together.
+        """
         run = {
             OpKind.FORWARD: self._forward if training else self._forward_only,
             OpKind.BACKWARD: self._backward,
             OpKind.INPUT_GRAD: self._input_grad,
-            OpKind.WEIGHT_GRAD: self.stage.weight_grad,
+            OpKind.WEIGHT_GRAD: self._put_off_weight_grad if put_off else self.stage.weight_grad,
             OpKind.RECOMPUTE: self.stage.recompute,
-        }[kind]
+        }.get(kind) or self._collective(kind)
         measure = self._measure
 
         def handle(microbatch: int) -> None:
@@ -101,6 +109,19 @@ class Driver:
             measure()
 
         return handle
+
+    def _collective(self, kind: OpKind) -> Handler:
+        """Return what runs a data-parallel op of the stage as a whole: its own method, where it has one."""
+        method: Callable[[], None] | None = getattr(self.stage, kind.text.lower(), None)
+        return lambda _: None if method is None else method()
+
+    def _put_off_weight_grad(self, microbatch: int) -> None:
+        assert isinstance(self.stage, Stage)
+        self.stage.put_off_weight_grad(microbatch, partial(self._owned, microbatch))
+
+    def _owned(self, microbatch: int, tensors: Grads) -> Grads:
+        """Return ``tensors`` with a copy of each that lies in a receive slot."""
+        return self._grads.owned(microbatch, self._inputs.owned(microbatch, tensors))
 
     def _forward(self, microbatch: int) -> None:
         inputs = self._take_inputs(microbatch)
@@ -128,8 +149,7 @@ class Driver:
         needs_grad = self._needs_grad[microbatch]
         if False in needs_grad:
             grads = tuple(grad for grad, needed in zip(grads, needs_grad, strict=True) if needed)
-        grads = self._grads.owned(microbatch, self._inputs.owned(microbatch, grads))
-        self._input_grads.give(microbatch, grads)
+        self._input_grads.give(microbatch, self._owned(microbatch, grads))
 
     def _measure(self) -> None:
         held = self.stage.activation_bytes
@@ -140,7 +160,7 @@ class Driver:
             meter.peak = meter.held
 
     def _failure(self, kind: OpKind, microbatch: int, error: Exception) -> StageError:
-        op = f"{self._stage_idx}{kind.text}{microbatch}"
+        op = str(Op(kind, self._stage_idx, microbatch))
         return StageError(
             f"rank {self._rank}, {op}, step {self._step}: {type(error).__name__}: {error}",
             rank=self._rank,

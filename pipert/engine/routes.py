@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipert.ops import LaneKind, OpKind
+from pipert.ops import OpKind
 from pipert.replicas import Replica, replicas
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def routes(plan: Plan, ranks: Collection[int]) -> tuple[Route, ...]:
 
 
 def compute_ops(plan: Plan, ranks: Collection[int]) -> list[tuple[int, Op]]:
-    """List the compute ops of ``ranks`` in the global order, each with its rank."""
+    """List the compute and collective ops of ``ranks`` in the global order, each with its rank."""
     return [
         (plan.lanes[lane].rank, op)
         for op, lane in zip(plan.ops, plan.op_lane, strict=True)
-        if op.kind.lane is LaneKind.COMPUTE and plan.lanes[lane].rank in ranks
+        if op.kind not in _TRANSFERS and plan.lanes[lane].rank in ranks
     ]
 
 

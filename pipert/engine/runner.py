@@ -17,9 +17,10 @@ from pipert.engine.routes import Route, compute_ops, has_backward, routes
 from pipert.numerics import LossReduction, MicrobatchLoss
 from pipert.ops import OpKind
 from pipert.replicas import Replica
-from pipert.stages import StageProtocol, Tensors
+from pipert.stages import Stage, StageProtocol, Tensors
 
 if TYPE_CHECKING:
+    from pipert.ir import Op
     from pipert.plan import Plan
 
 _SPIN_US = 50
@@ -143,19 +144,33 @@ class Runner:
         return Sinks(ways) if len(used) > 1 else used.pop() if used else here
 
     def _make_handlers(self, ranks: Collection[int]) -> list[Handler]:
-        made: dict[tuple[OpKind, Replica], Handler] = {}
+        made: dict[tuple[OpKind, Replica, bool], Handler] = {}
 
-        def handler(kind: OpKind, replica: Replica) -> Handler:
-            if (kind, replica) not in made:
-                made[kind, replica] = self._drivers[replica].handler(kind, training=self.training)
-            return made[kind, replica]
+        def handler(op: Op, rank: int, put_off: bool = False) -> Handler:
+            key = op.kind, (rank, op.stage), put_off
+            if key not in made:
+                made[key] = self._drivers[rank, op.stage].handler(op.kind, training=self.training, put_off=put_off)
+            return made[key]
 
+        ops = compute_ops(self.plan, ranks)
         return [
-            _one_after_the_other([(handler(part.kind, (rank, part.stage)), part.microbatch) for part in op.parts])
+            _one_after_the_other([(handler(part, rank), part.microbatch) for part in op.parts])
             if op.parts
-            else handler(op.kind, (rank, op.stage))
-            for rank, op in compute_ops(self.plan, ranks)
+            else handler(op, rank, put_off)
+            for (rank, op), put_off in zip(ops, self._put_off(ops), strict=True)
         ]
+
+    def _put_off(self, ops: Sequence[tuple[int, Op]]) -> list[bool]:
+        """Tell of each op whether it is a W of a stage that computes it together with the next op of its rank."""
+        following: dict[int, Op] = {}
+        result = []
+        for rank, op in reversed(ops):
+            follower = following.get(rank, op)
+            stage = self._drivers[rank, op.stage].stage if op.kind is OpKind.WEIGHT_GRAD else None
+            batches = isinstance(stage, Stage) and stage.batches_weight_grads
+            result.append(batches and follower is not op and (follower.kind, follower.stage) == (op.kind, op.stage))
+            following[rank] = op
+        return result[::-1]
 
 
 def _connect(plan: Plan, settings: Settings) -> tuple[_core.Executor, _core.Channels]:

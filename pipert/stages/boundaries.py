@@ -133,3 +133,15 @@ RULES: dict[str, Rule] = {
 
 ARITHMETIC = frozenset(f"{name}Backward{i}" for name in ("Add", "Sub", "Mul", "Div") for i in (0, 1))
 """Nodes whose other operand may be a constant where they compute a parameter from parameters (``weight * mask``)."""
+
+STACKED: dict[Any, int] = {
+    _whole: 0,
+    _left: 1,
+    _left_transposed: 1,
+    _right: 0,
+    _right_transposed: 0,
+    _batch_left: 2,
+    _batch_right: 1,
+}
+"""The formulas that sum over a dimension of both of their operands: microbatches laid one after the other along it give
+the sum of their gradients in one product. (:func:`_whole` itself does not; the sum to the shape of a bias does.)"""

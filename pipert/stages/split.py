@@ -18,7 +18,7 @@ whole gradient is left to ``I``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from pipert.stages.boundaries import ARITHMETIC, RULES, Bound, Rule
 from pipert.stages.graph import AccumulateGrad, GradientEdge, PythonNode, accumulate, gradients, nodes_below
 from pipert.stages.memory import held_bytes
+from pipert.stages.protocol import Grads
 
 _Edge = tuple[Any, int]
 """A node, and which of its inputs."""
@@ -81,6 +82,16 @@ class WeightGrads:
             tensors += [output_grad, *(saved for _, (_, saved) in targets if saved is not None)]
             nodes += [edge[0] for edge, _ in targets]
         return held_bytes(nodes, tensors, without)
+
+    def own(self, owned: Callable[[Grads], Grads]) -> None:
+        """Put ``owned(tensors)`` in the place of all tensors, so as to outlive the memory that some lie in."""
+        grads = owned(tuple([grad for _, grad in self.ready]))
+        self.ready = [(edge, grad) for (edge, _), grad in zip(self.ready, grads, strict=True) if grad is not None]
+        for index, (output_grad, targets) in enumerate(self.split):
+            (grad,), saved = owned((output_grad,)), owned(tuple([tensor for _, (_, tensor) in targets]))
+            assert grad is not None
+            again = zip(targets, saved, strict=True)
+            self.split[index] = grad, [(edge, (formula, tensor)) for (edge, (formula, _)), tensor in again]
 
     def run(self) -> None:
         """Add to every parameter's ``grad`` the sum of its contributions, once, and run its hooks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from pipert.stages.graph import GradientEdge, accumulate, gradient_edge, storage
 from pipert.stages.memory import held_bytes
 from pipert.stages.protocol import Grads, Tensors
 from pipert.stages.recompute import RngState, checkpoint_submodules, nothing_saved
+from pipert.stages.sharded import is_sharded, local, reduce_grad, reshard, unshard
 from pipert.stages.split import WeightGrads, input_grads
+from pipert.stages.stacked import run_stacked
 
 _Shapes = tuple[Any, ...]
 
@@ -62,7 +64,8 @@ class Stage:
     The module takes the stage's inputs as positional arguments and returns a tensor or a tuple of tensors. Gradients
     are added to its parameters' ``grad``, one sum per parameter and op, with the bits of a plain backward whether it
     runs as one op or as two (:mod:`pipert.stages.split` tells how). The ops must run with autograd enabled. A module
-    must not change its inputs in place where they need a gradient; torch refuses that.
+    must not change its inputs in place where they need a gradient; torch refuses that. A module under ``fully_shard``
+    follows the plan's UNSHARD, RESHARD and REDUCE_GRAD (:mod:`pipert.stages.sharded`); its optimizer is the caller's.
 
     Args:
         module: the stage's part of the model.
@@ -72,6 +75,10 @@ class Stage:
             (running statistics) twice.
         main_grad_dtype: add the gradients of each op into ``main_grad`` of the parameter, of this type, and leave
             ``grad`` empty.
+        batch_weight_grads: let W ops that follow each other in the plan be computed together, at the last of them, as
+            one matrix product per weight (:mod:`pipert.stages.stacked`). Gradients then differ from the plain form's
+            by rounding, less than 64 units in the last place of the stage's largest gradient. What the ops need is held
+            until the last of them.
 
     Raises:
         ConfigError: an unknown name in ``recompute``; and, from the ops, a microbatch in the wrong state, or another
@@ -84,6 +91,7 @@ class Stage:
         *,
         recompute: bool | Sequence[str] = False,
         main_grad_dtype: torch.dtype | None = None,
+        batch_weight_grads: bool = False,
     ) -> None:
         if isinstance(recompute, str):
             raise ConfigError(f"recompute is a bool or a sequence of submodule names, not the string {recompute!r}")
@@ -92,9 +100,11 @@ class Stage:
         self.module = module
         self._recomputes = recompute is True
         self._main_grad_dtype = main_grad_dtype
+        self._batch_weight_grads = batch_weight_grads
         self._parameters = tuple(module.parameters())
         self._forwards: dict[int, _Forward] = {}
         self._rests: dict[int, _Rest] = {}
+        self._put_off: list[_Rest] = []
         self._held_bytes = 0
         self._sizes: dict[tuple[str, _Shapes], int] = {}
 
@@ -148,13 +158,26 @@ class Stage:
 
     def weight_grad(self, microbatch: int) -> None:
         """Add the parameters' gradients to what they have; nothing of ``microbatch`` is kept after it."""
-        rest = self._rests.pop(microbatch, None)
-        if rest is None:
-            raise ConfigError(f"microbatch {microbatch} has no weight gradients waiting")
+        rest = self._take_rest(microbatch)
         self._held_bytes -= rest.num_bytes
         fresh = self._without_grad()
-        rest.weight_grads.run()
-        self._finish(fresh, rest.foreign)
+        if self._put_off:
+            foreign = self._run_put_off(rest)
+        else:
+            rest.weight_grads.run()
+            foreign = rest.foreign
+        self._finish(fresh, foreign)
+
+    def put_off_weight_grad(self, microbatch: int, owned: Callable[[Grads], Grads]) -> None:
+        """Leave the ``weight_grad`` of ``microbatch`` to the next one, which computes both together.
+
+        Args:
+            microbatch: whose weight gradients are waiting.
+            owned: gives tensors back with a copy of each whose memory is used again after this.
+        """
+        rest = self._take_rest(microbatch)
+        rest.weight_grads.own(owned)
+        self._put_off.append(rest)
 
     def recompute(self, microbatch: int) -> None:
         """Run the forward again, for a stage that keeps only its inputs; at most once, before the backward."""
@@ -174,12 +197,36 @@ class Stage:
         """Drop everything kept for unfinished microbatches, after a step that failed."""
         self._forwards.clear()
         self._rests.clear()
+        self._put_off.clear()
         self._held_bytes = 0
+
+    def unshard(self) -> None:
+        """Gather the parameters of a module under ``fully_shard``; others have nothing to gather."""
+        if is_sharded(self.module):
+            unshard(self.module)
+            self._parameters = tuple(self.module.parameters())
+
+    def reshard(self) -> None:
+        """Let the gathered parameters go."""
+        if is_sharded(self.module):
+            reshard(self.module)
+            self._parameters = tuple(self.module.parameters())
+
+    def reduce_grad(self) -> None:
+        """Sum the gradients of a module under ``fully_shard`` over its data-parallel ranks."""
+        if is_sharded(self.module):
+            reduce_grad(self.module)
+            self._parameters = tuple(self.module.parameters())
 
     @property
     def recomputes(self) -> bool:
         """Whether the whole stage is recomputed."""
         return self._recomputes
+
+    @property
+    def batches_weight_grads(self) -> bool:
+        """Whether W ops that follow each other are computed together."""
+        return self._batch_weight_grads
 
     @property
     def activation_bytes(self) -> int:
@@ -218,6 +265,19 @@ class Stage:
         self._held_bytes -= kept.num_bytes
         return kept
 
+    def _take_rest(self, microbatch: int) -> _Rest:
+        rest = self._rests.pop(microbatch, None)
+        if rest is None:
+            raise ConfigError(f"microbatch {microbatch} has no weight gradients waiting")
+        return rest
+
+    def _run_put_off(self, last: _Rest) -> set[int]:
+        rests = [*self._put_off, last]
+        self._held_bytes -= sum(rest.num_bytes for rest in self._put_off)
+        self._put_off.clear()
+        run_stacked([rest.weight_grads for rest in rests])
+        return set().union(*(rest.foreign for rest in rests))
+
     def _hold(self, kept: _Forward, state: str) -> None:
         """Count the memory of ``kept``, in the state of holding its ``"inputs"`` or its ``"graph"``."""
         num_bytes = self._sizes.get((state, kept.shapes))
@@ -231,7 +291,7 @@ class Stage:
         self._held_bytes += num_bytes
 
     def _owned(self) -> Iterable[Tensor]:
-        return (*self._parameters, *self.module.buffers())
+        return map(local, (*self._parameters, *self.module.buffers()))
 
     def _without_grad(self) -> list[nn.Parameter]:
         """Return the parameters whose ``grad`` this op may create."""

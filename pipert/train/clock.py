@@ -26,10 +26,15 @@ class ClockedStage(Stage):
         forward_end_ns: when its last forward ended; 0 before the first.
     """
 
-    def __init__(self, module: nn.Module, *, recompute: bool, main_grad_dtype: torch.dtype | None) -> None:
-        super().__init__(module, recompute=recompute, main_grad_dtype=main_grad_dtype)
+    def __init__(
+        self, module: nn.Module, *, recompute: bool, main_grad_dtype: torch.dtype | None, batch_weight_grads: bool
+    ) -> None:
+        super().__init__(
+            module, recompute=recompute, main_grad_dtype=main_grad_dtype, batch_weight_grads=batch_weight_grads
+        )
         self.forward_end_ns = 0
         self._times_ns: dict[str, list[int]] = {}
+        self._put_off_ns: list[int] = []
         self._loss_backward_ns: int | None = None  # when it began, for the next backward of this stage
 
     def forward(self, microbatch: int, inputs: Tensors) -> Tensors:
@@ -55,10 +60,18 @@ class ClockedStage(Stage):
         return input_grads
 
     def weight_grad(self, microbatch: int) -> None:
-        """See StageProtocol."""
+        """See StageProtocol. What was put off until now is spread evenly over the microbatches."""
         start = thread_time_ns()
         super().weight_grad(microbatch)
-        self._note("W", start)
+        times_ns = [*self._put_off_ns, thread_time_ns() - start]
+        self._put_off_ns.clear()
+        self._times_ns.setdefault("W", []).extend([sum(times_ns) // len(times_ns)] * len(times_ns))
+
+    def put_off_weight_grad(self, microbatch: int, owned: Callable[[Grads], Grads]) -> None:
+        """See Stage."""
+        start = thread_time_ns()
+        super().put_off_weight_grad(microbatch, owned)
+        self._put_off_ns.append(thread_time_ns() - start)
 
     def recompute(self, microbatch: int) -> None:
         """See StageProtocol."""

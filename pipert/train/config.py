@@ -67,6 +67,7 @@ class TrainConfig:
     clip: float = 1.0
     dtype: str = "fp32"
     recompute: bool = False
+    batch_weight_grads: bool = False
     data: Path | None = None
     save: Path | None = None
     save_every: int = 0
@@ -94,6 +95,8 @@ class TrainConfig:
             raise ConfigError("give --costs or --costs-file, not both")
         if self.timed is not None and (self.verify or self.save or self.resume):
             raise ConfigError("--timed trains nothing: leave out --verify, --save and --resume")
+        if self.batch_weight_grads and self.verify:
+            raise ConfigError("--verify compares bits, which --batch-weight-grads does not keep: leave one out")
         if self.save_every and self.save is None:
             raise ConfigError("--save-every needs --save DIR")
         if self.name is not None and (not self.name or "/" in self.name or self.name in (".", "..", "latest")):

@@ -38,7 +38,12 @@ class Training:
             checkpoint.load(find(config.resume), self._optimizer)
         again, main_grad = recomputed_stages(plan), main_grad_dtype(dtype)
         self._stages = {
-            (rank, stage): ClockedStage(module, recompute=stage in again, main_grad_dtype=main_grad)
+            (rank, stage): ClockedStage(
+                module,
+                recompute=stage in again,
+                main_grad_dtype=main_grad,
+                batch_weight_grads=config.batch_weight_grads,
+            )
             for (rank, stage), module in modules.items()
         }
         num_sequences = config.batch_size * plan.num_microbatches

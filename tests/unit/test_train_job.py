@@ -49,6 +49,11 @@ def test_any_schedule_and_rank_count_has_the_same_losses(run):
     assert "one after another" in run.text
 
 
+def test_batched_weight_gradients_train_as_well(run):
+    exact = run(schedule="zb-h1")["losses"]
+    assert run(schedule="zb-h1", batch_weight_grads=True)["losses"] == pytest.approx(exact, rel=1e-5)
+
+
 def test_a_single_wrong_bit_ends_the_run_and_is_named(run, monkeypatch, tmp_path):
     honest = Reference.step
 

@@ -90,6 +90,7 @@ def test_every_stage_has_layers():
         ({"lr": float("nan")}, "lr must be a positive number"),
         ({"dtype": "fp8"}, "'fp32' or 'bf16'"),
         ({"timed": "F=1", "verify": True}, "--timed trains nothing"),
+        ({"batch_weight_grads": True, "verify": True}, "--verify compares bits"),
         ({"name": "../x"}, "--name"),
         ({"save_every": 3}, "--save DIR"),
     ],
