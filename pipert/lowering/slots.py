@@ -29,7 +29,8 @@ def windows(work: Work, recv_depth: int) -> list[int]:
 class Slots:
     """The slots that an order needs: a receive takes one that is free by then, the longest free first.
 
-    The slots of a (stage, microbatch) are free when the last of its ops has been emitted.
+    The slots of a (stage, microbatch) are free when the last of its ops has been emitted. Where that op stands right
+    before the reader of the receive, another slot is taken: the rank would else do nothing during the transfer.
 
     Attributes:
         pool: per slot, its pool.
@@ -41,7 +42,7 @@ class Slots:
         self.pool: list[int] = []
         self.of_transfer = [NONE] * (2 * work.num_keys)
         self.former_key = [NONE] * (2 * work.num_keys)
-        self._num_keys = work.num_keys
+        self._work = work
         self._pool_of = edges.pool_of_transfer
         self._key_of: list[int] = []  # per slot, the key that it holds or held last
         self._free: list[deque[int]] = [deque() for _ in edges.pools]
@@ -62,9 +63,10 @@ class Slots:
 
     def _take(self, transfer: int) -> None:
         pool = self._pool_of[transfer]
-        key = transfer % self._num_keys
-        if self._free[pool]:
-            slot = self._free[pool].popleft()
+        key = transfer % self._work.num_keys
+        free = self._free[pool]
+        if free and self._work.last_compute[self._key_of[free[0]]] < self._work.reader[transfer] - 1:
+            slot = free.popleft()
             self.former_key[transfer] = self._key_of[slot]
             self._key_of[slot] = key
         else:
@@ -76,6 +78,6 @@ class Slots:
     def _close(self, key: int) -> None:
         self._num_open[key] -= 1
         if self._num_open[key] == 0:
-            for transfer in (key, self._num_keys + key):
+            for transfer in (key, self._work.num_keys + key):
                 if self.of_transfer[transfer] != NONE:
                     self._free[self._pool_of[transfer]].append(self.of_transfer[transfer])

@@ -44,12 +44,12 @@ def test_rows_of_two_ranks():
         ("0B0", "0compute", -1, ["0RECV_B0"]),
         ("1B1", "1compute", -1, []),
         ("1SEND_B1", "1send0", -1, ["1B1"]),
-        ("0RECV_B1", "0recv1", 2, ["0B0"]),
+        ("0RECV_B1", "0recv1", 3, []),
         ("0B1", "0compute", -1, ["0RECV_B1"]),
         ("1F2", "1compute", -1, ["1RECV_F2"]),
         ("1B2", "1compute", -1, []),
         ("1SEND_B2", "1send0", -1, ["1B2"]),
-        ("0RECV_B2", "0recv1", 2, ["0B1"]),
+        ("0RECV_B2", "0recv1", 2, ["0B0"]),
         ("0B2", "0compute", -1, ["0RECV_B2"]),
     ]
 
@@ -71,8 +71,8 @@ def test_an_overlapped_pair_reads_and_makes_what_its_parts_do():
 def test_forward_only_keeps_a_slot_until_the_output_is_sent():
     plan = pipert.compile(schedules.forward_only([(0, 1, 2)], [0] * 3))
     by_text = {text: (slot, deps) for text, _, slot, deps in rows(plan)}
-    assert by_text["1RECV_F1"] == (by_text["1RECV_F0"][0], ["1F0", "1SEND_F0"])
-    assert by_text["2RECV_F1"] == (by_text["2RECV_F0"][0], ["2F0"])
+    assert by_text["1RECV_F2"] == (by_text["1RECV_F0"][0], ["1F0", "1SEND_F0"])
+    assert by_text["2RECV_F2"] == (by_text["2RECV_F0"][0], ["2F0"])
 
 
 @pytest.mark.parametrize("recv_depth", [1, 2, 5])
