@@ -78,3 +78,37 @@ def explain(
 def simulate_noisy(
     plan: Plan, costs: ClockCosts, *, op_cv: float, straggler: float, seed: int, first_step: int, num_steps: int
 ) -> list[tuple[float, float, float]]: ...
+
+class SearchProblem:
+    """The ops of one step with their times, places, transfers and memory, for the search."""
+
+    def __init__(
+        self,
+        *,
+        num_ranks: int,
+        num_stages: int,
+        num_microbatches: int,
+        rank_of_cell: Sequence[int],
+        time: Sequence[float],
+        latency: Sequence[float],
+        occupancy: Sequence[float],
+        act: Sequence[float],
+        act_w: Sequence[float],
+        memory_limit: Sequence[float],
+    ) -> None: ...
+    @property
+    def num_ops(self) -> int: ...
+    @property
+    def work(self) -> list[float]: ...
+    def figures(self, order: Sequence[Sequence[int]]) -> dict[str, Any] | None: ...
+    def search(
+        self,
+        starts: Sequence[Sequence[Sequence[int]]],
+        *,
+        seed: int,
+        rule_trials: int,
+        order_trials: int,
+        bound: float,
+        by_span: bool,
+        watch: Callable[[float, float], bool],
+    ) -> tuple[list[list[int]], float]: ...

@@ -11,5 +11,6 @@ void bind_plan(pybind11::module_& m);
 void bind_transport(pybind11::module_& m);
 void bind_executor(pybind11::module_& m);
 void bind_sim(pybind11::module_& m);
+void bind_search(pybind11::module_& m);
 
 }  // namespace pipert::bindings

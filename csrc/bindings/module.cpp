@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
   bind_transport(m);
   bind_executor(m);
   bind_sim(m);
+  bind_search(m);
 }

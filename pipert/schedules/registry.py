@@ -22,7 +22,8 @@ from pipert.schedules.interleaved import interleaved
 from pipert.schedules.interleaved_zb import interleaved_zb
 from pipert.schedules.memory import check_memory
 from pipert.schedules.one_f_one_b import one_f_one_b
-from pipert.schedules.request import Make, Request, rank_by_rank
+from pipert.schedules.request import Effort, Make, Request, rank_by_rank
+from pipert.schedules.searched import auto, zb_1p, zb_2p
 from pipert.schedules.zb_h1 import zb_h1
 from pipert.schedules.zb_h2 import zb_h2
 from pipert.schedules.zb_v import zb_v
@@ -168,6 +169,28 @@ SCHEDULES = {
         peak="p+1/2",
         paper="arXiv 2412.19437, section 3.2.1",
     ),
+    "zb-1p": Schedule(
+        make=zb_1p,
+        bubble="searched; (p-1)(F+I-W)",
+        peak="p",
+        paper="arXiv 2401.10241, section 3",
+        from_costs=True,
+    ),
+    "zb-2p": Schedule(
+        make=zb_2p,
+        bubble="searched",
+        peak="2p",
+        paper="arXiv 2401.10241, section 3",
+        from_costs=True,
+    ),
+    "auto": Schedule(
+        make=auto,
+        bubble="searched",
+        peak="the limit",
+        paper="arXiv 2401.10241, section 3.1",
+        chunks_vary=True,
+        from_costs=True,
+    ),
 }
 
 
@@ -190,6 +213,7 @@ def build(
     num_chunks: int | None = None,
     costs: Costs | None = None,
     memory_limit: float | None = None,
+    effort: Effort | None = None,
 ) -> Program:
     """Make the program of a schedule.
 
@@ -200,6 +224,7 @@ def build(
         num_chunks: stages per rank; the schedule's own number when None.
         costs: what ops cost, by default F = I = W = 1; only schedules made from costs look at the times.
         memory_limit: the most activation that a rank may hold, in the unit of the costs' ``act``.
+        effort: for the schedules that are searched for, how.
 
     Raises:
         ConfigError: an unknown name, sizes that the schedule cannot have, or a memory limit that it cannot keep; the
@@ -212,7 +237,9 @@ def build(
     if chunks != schedule.num_chunks and not schedule.chunks_vary:
         raise ConfigError(f"{name} has {schedule.num_chunks} chunk(s) per rank, not {chunks}")
     costs = Costs.per_rank() if costs is None else costs
-    request = Request(num_ranks, num_microbatches, chunks, costs, memory_limit)
+    request = Request(
+        num_ranks, num_microbatches, chunks, costs, memory_limit, effort or Effort(), free_chunks=num_chunks is None
+    )
     program = dataclasses.replace(schedule.make(request), name=name)
     if memory_limit is not None:
         check_memory(program, costs, memory_limit)

@@ -11,6 +11,23 @@ from pipert.ir import Op, Program
 
 
 @dataclass(frozen=True, slots=True)
+class Effort:
+    """How a schedule that is searched for is searched for.
+
+    Attributes:
+        seed: the same seed finds the same schedule; another one another, as good.
+        time_limit_s: search until so much time is over; None: as long as the schedule's own effort lasts.
+        progress: called now and then with the best figure so far and the share of the search that is over, 0 to 1.
+        should_stop: asked now and then; once it says so, the best so far is taken.
+    """
+
+    seed: int = 0
+    time_limit_s: float | None = None
+    progress: Callable[[float, float], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """Sizes, costs and limits; what a schedule's generator is called with.
 
@@ -20,6 +37,8 @@ class Request:
         num_chunks: stages per rank (per path), at least 1.
         costs: what ops cost, for the schedules that are made from costs; by default F = I = W = 1.
         memory_limit: the most activation that a rank may hold, in the unit of ``costs``' ``act``; None: no limit.
+        effort: for the schedules that are searched for.
+        free_chunks: whether nobody asked for ``num_chunks``, so that a schedule that is searched for may take others.
 
     Raises:
         ConfigError: a size is below 1.
@@ -30,6 +49,8 @@ class Request:
     num_chunks: int = 1
     costs: Costs = field(default_factory=Costs.per_rank)
     memory_limit: float | None = None
+    effort: Effort = field(default_factory=Effort)
+    free_chunks: bool = False
 
     def __post_init__(self) -> None:
         sizes = {"ranks": self.num_ranks, "microbatches": self.num_microbatches, "chunks": self.num_chunks}

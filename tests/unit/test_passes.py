@@ -23,10 +23,13 @@ def texts(made: Program) -> list[str]:
     return [" ".join(map(str, ops)) for ops in made.ranks]
 
 
+OF_ONE_ORDER = [name for name, schedule in schedules.SCHEDULES.items() if not schedule.from_costs]
+
+
 @st.composite
 def valid_programs(draw: st.DrawFn) -> Program:
     p, m = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    made = schedules.build(draw(st.sampled_from(schedules.names())), num_ranks=p, num_microbatches=m)
+    made = schedules.build(draw(st.sampled_from(OF_ONE_ORDER)), num_ranks=p, num_microbatches=m)
     if draw(st.booleans()):
         made = passes.split_backward(made)
     return passes.recompute(made, draw(st.sets(st.integers(0, made.num_stages - 1))))
