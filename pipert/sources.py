@@ -18,6 +18,7 @@ from pipert.ir import Op, Program
 from pipert.ir.csv import from_csv
 from pipert.lowering import compile
 from pipert.lowering.lowered_csv import is_lowered, plan_from_csv
+from pipert.lowering.mend import mending_swap
 from pipert.ops import LaneKind
 from pipert.passes import validate
 from pipert.plan import Plan
@@ -59,7 +60,12 @@ class Source:
         if isinstance(self.made, Plan):
             return self.made
         with _named(self.place):
-            return compile(self.made)
+            try:
+                return compile(self.made)
+            except PlanError as error:
+                swap = mending_swap(self.made, compile) if str(error).startswith("deadlock") else None
+                hint = f"\n{swap}" if swap else ""
+                raise PlanError(f"{error}{hint}", rank=error.rank, op=error.op) from error
 
 
 def load(

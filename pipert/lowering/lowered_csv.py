@@ -16,7 +16,8 @@ from pipert.errors import PlanError
 from pipert.ir import Op, Program
 from pipert.ir.csv import KINDS, Cell, program_of, read_rows, write_rows
 from pipert.lowering.edges import NONE, Edges
-from pipert.lowering.meet import meet
+from pipert.lowering.meet import Deadlock, meet
+from pipert.lowering.mend import accepts, find_swap
 from pipert.lowering.rows import Rows, transfer_texts
 from pipert.lowering.slots import Slots, windows
 from pipert.lowering.work import Work
@@ -56,6 +57,17 @@ def plan_from_csv(text: str, name: str = "csv") -> Plan:
             text.
     """
     cells = read_rows(text, LOWERED_KINDS)
+    try:
+        return _read_plan(cells, name)
+    except Deadlock as error:
+        swap = find_swap(
+            cells, error.places, lambda changed: accepts(lambda: _read_plan(changed, name)), lambda cell: str(cell[1])
+        )
+        hint = f"\n{swap}" if swap else ""
+        raise PlanError(f"{error}{hint}", rank=error.rank, op=error.op) from None
+
+
+def _read_plan(cells: Sequence[Sequence[Cell]], name: str) -> Plan:
     where = {str(part): place for row in cells for place, op in row for part in (op, *op.parts)}
     try:
         program = program_of(name, [[cell for cell in row if cell[1].kind not in _TRANSFERS] for row in cells])

@@ -7,6 +7,17 @@ from collections.abc import Sequence
 from pipert.errors import PlanError
 from pipert.ir.csv import Cell
 
+
+class Deadlock(PlanError):
+    """Ranks wait for each other.
+
+    Attributes:
+        places: of the ops that do, as a rank and an index in its row.
+    """
+
+    places: tuple[tuple[int, int], ...] = ()
+
+
 _CONTEXT = 2  # cells shown on both sides of one that waits
 
 
@@ -20,7 +31,7 @@ def meet(rows: Sequence[Sequence[int]], cells: Sequence[Sequence[Cell]]) -> list
         cells: the same rows as the file has them, for messages.
 
     Raises:
-        PlanError: ranks wait for each other; the message shows the cycle.
+        Deadlock: ranks wait for each other; the message shows the cycle.
     """
     order: list[int] = []
     position = [0] * len(rows)
@@ -45,7 +56,7 @@ def meet(rows: Sequence[Sequence[int]], cells: Sequence[Sequence[Cell]]) -> list
     return order
 
 
-def _deadlock(rows: Sequence[Sequence[int]], cells: Sequence[Sequence[Cell]], position: Sequence[int]) -> PlanError:
+def _deadlock(rows: Sequence[Sequence[int]], cells: Sequence[Sequence[Cell]], position: Sequence[int]) -> Deadlock:
     """Follow the ranks that are stuck, each at one end of a transfer, until one comes again."""
     place = {(node, rank): index for rank, row in enumerate(rows) for index, node in enumerate(row) if node < 0}
     ranks_of: dict[int, list[int]] = {}
@@ -67,12 +78,14 @@ def _deadlock(rows: Sequence[Sequence[int]], cells: Sequence[Sequence[Cell]], po
         chain += [_name(cells[rank][position[rank]]), _name(cells[partner][place[node, partner]])]
     grid = "\n".join(_grid_row(rank, cells[rank], marked[rank]) for rank in sorted(cycle))
     first = cells[cycle[0]][position[cycle[0]]]
-    return PlanError(
+    deadlock = Deadlock(
         f"{first[0]}: deadlock: the >marked< ops wait for each other (a row: a rank's ops in order)\n{grid}\n"
         f"{' waits for '.join([*chain, chain[0]])}",
         rank=cycle[0],
         op=str(first[1]),
     )
+    deadlock.places = tuple((rank, index) for rank in marked for index in sorted(marked[rank]))
+    return deadlock
 
 
 def _name(cell: Cell) -> str:

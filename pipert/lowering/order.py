@@ -13,7 +13,12 @@ class Replay:
     emitted, and a transfer as soon as the receive window of its edge allows. Nothing that happens in the replay can
     take away what another rank may do, so if it gets stuck, every order does: the rest is then emitted as it stands,
     and the verifier finds the ops that wait for each other.
+
+    Attributes:
+        stuck_at: where it got stuck: per rank, its next item, and per edge, how many transfers had taken place.
     """
+
+    stuck_at: tuple[list[int], list[int]] | None = None
 
     def __init__(self, work: Work, edges: Edges, freed_by: list[int]) -> None:
         self._work = work
@@ -24,7 +29,6 @@ class Replay:
         self._num_made = [0] * len(edges.ends)
         self._num_emitted = [0] * len(edges.ends)
         self._arrived = bytearray(2 * work.num_keys)
-        self._stuck = False
         self._order: list[int] = []
 
     def run(self) -> list[int]:
@@ -33,7 +37,7 @@ class Replay:
         while len(self._order) < num_nodes:
             advanced = [self._advance(rank) for rank in range(len(self._next_item))]
             if not any(advanced):
-                self._stuck = True
+                self.stuck_at = self.stuck_at or (list(self._next_item), list(self._num_emitted))
                 for edge in range(len(self._num_made)):
                     self._transfer(edge)
         return self._order
@@ -44,7 +48,7 @@ class Replay:
             return False
         reads = self._work.reads[item]
         for transfer in reads:
-            if not self._arrived[transfer] and not self._stuck:
+            if not self._arrived[transfer] and self.stuck_at is None:
                 return False
         self._order.append(item)
         self._next_item[rank] += 1
@@ -61,7 +65,8 @@ class Replay:
         transfers = self._work.edge_transfers[edge]
         used = self._next_item[self._edge_destination[edge]]
         number = self._num_emitted[edge]
-        while number < self._num_made[edge] and (self._freed_by[transfers[number]] < used or self._stuck):
+        stuck = self.stuck_at is not None
+        while number < self._num_made[edge] and (self._freed_by[transfers[number]] < used or stuck):
             transfer = transfers[number]
             self._order.append(~transfer)
             self._arrived[transfer] = True

@@ -170,7 +170,8 @@ line 1, column 4: deadlock: the >marked< ops wait for each other (a row: a rank'
   rank 0 | ..  0SEND_F0   0F1  >0SEND_F1< >0RECV_B0<  0B0   0RECV_B1  ..
   rank 1 | ..  1F0   1B0  >1SEND_B0< >1RECV_F1<  1F1   1B1  ..
 0SEND_F1 (line 1, column 4) waits for 1RECV_F1 (line 2, column 5) waits for 1SEND_B0 (line 2, column 4) waits for \
-0RECV_B0 (line 1, column 5) waits for 0SEND_F1 (line 1, column 4)"""
+0RECV_B0 (line 1, column 5) waits for 0SEND_F1 (line 1, column 4)
+swapping 0SEND_F1 and 0RECV_B0, neighbours on rank 0, would mend it"""
     )
     assert (error.value.rank, error.value.op) == (0, "0SEND_F1")
 
