@@ -44,12 +44,12 @@ def replay(program: Program) -> tuple[tuple[TimedOp, ...], ...]:
         moved = False
         for ops, row in zip(ranks, rows, strict=True):
             for op in ops[len(row) :]:
-                needed = _needs(op, program.num_stages)
+                needed = needs(op, program.num_stages)
                 if not needed <= ready.keys():
                     break
                 start = max([ready[value] for value in needed] + [row[-1].end if row else 0])
                 row.append(TimedOp(op, start, start + _unit_time(op)))
-                ready.update(dict.fromkeys(_makes(op), row[-1].end))
+                ready.update(dict.fromkeys(makes(op), row[-1].end))
                 moved = True
     return tuple(map(tuple, rows))
 
@@ -58,12 +58,14 @@ def _unit_time(op: Op) -> int:
     return sum(_UNIT_TIMES[part.kind] for part in op.unpacked)
 
 
-def _makes(op: Op) -> set[Value]:
+def makes(op: Op) -> set[Value]:
+    """List what a compute op makes for other ops."""
     makers = (OpKind.FORWARD, *_MAKES_GRAD)
     return {(part.kind in _MAKES_GRAD, part.stage, part.microbatch) for part in op.unpacked if part.kind in makers}
 
 
-def _needs(op: Op, num_stages: int) -> set[Value]:
+def needs(op: Op, num_stages: int) -> set[Value]:
+    """List what other ops have to make before a compute op can run; a weight gradient needs no rank but its own."""
     needed: set[Value] = set()
     for part in op.unpacked:
         if part.kind is OpKind.FORWARD and part.stage > 0:
@@ -72,4 +74,4 @@ def _needs(op: Op, num_stages: int) -> set[Value]:
             needed.add((False, part.stage, part.microbatch))
         if part.kind in _MAKES_GRAD and part.stage < num_stages - 1:
             needed.add((True, part.stage + 1, part.microbatch))
-    return needed - _makes(op)
+    return needed - makes(op)

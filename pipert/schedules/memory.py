@@ -28,9 +28,9 @@ def peak_activation(program: Program, costs: Costs) -> tuple[float, ...]:
         for op in ops:
             for part in op.unpacked:
                 if part.kind is not OpKind.FORWARD or (part.stage, part.microbatch) not in recomputed:
-                    held += max(0.0, _change(part, stages))
+                    held += max(0.0, change(part, stages))
             peak = max(peak, held)
-            held += sum(min(0.0, _change(part, stages)) for part in op.unpacked)
+            held += sum(min(0.0, change(part, stages)) for part in op.unpacked)
         peaks.append(peak)
     return tuple(peaks)
 
@@ -48,13 +48,13 @@ def check_memory(program: Program, costs: Costs, limit: float) -> None:
         raise ConfigError(f"{needs}, more than the memory limit of {limit:g}; the least limit is {peaks[rank]:g}")
 
 
-def _change(part: Op, stages: tuple[StageCosts, ...]) -> float:
+def change(part: Op, stages: tuple[StageCosts, ...]) -> float:
+    """Return by how much a compute op, but no pair, changes what its rank holds: more at its start, less at its end."""
     cost = stages[part.stage]
-    changes = {
-        OpKind.FORWARD: cost.act,
-        OpKind.RECOMPUTE: cost.act,
-        OpKind.INPUT_GRAD: cost.act_w - cost.act,
-        OpKind.WEIGHT_GRAD: cost.act_kept - cost.act_w,
-        OpKind.BACKWARD: cost.act_kept - cost.act,
-    }
-    return changes.get(part.kind, 0.0)
+    if part.kind in (OpKind.FORWARD, OpKind.RECOMPUTE):
+        return cost.act
+    if part.kind is OpKind.INPUT_GRAD:
+        return cost.act_w - cost.act
+    if part.kind is OpKind.WEIGHT_GRAD:
+        return cost.act_kept - cost.act_w
+    return cost.act_kept - cost.act if part.kind is OpKind.BACKWARD else 0.0

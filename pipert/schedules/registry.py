@@ -12,6 +12,7 @@ from pipert.ir import Program
 from pipert.schedules import placement
 from pipert.schedules.bitpipe import bitpipe
 from pipert.schedules.breadth_first import breadth_first
+from pipert.schedules.building_block import v_half, v_min
 from pipert.schedules.chimera import chimera
 from pipert.schedules.dualpipe import dualpipe
 from pipert.schedules.dualpipe_v import dualpipe_v
@@ -22,8 +23,10 @@ from pipert.schedules.interleaved import interleaved
 from pipert.schedules.interleaved_zb import interleaved_zb
 from pipert.schedules.memory import check_memory
 from pipert.schedules.one_f_one_b import one_f_one_b
+from pipert.schedules.refine import refined
 from pipert.schedules.request import Effort, Make, Request, rank_by_rank
 from pipert.schedules.searched import auto, zb_1p, zb_2p
+from pipert.schedules.two_stage_backward import gpipe_2bp, one_f_one_b_2bp
 from pipert.schedules.zb_h1 import zb_h1
 from pipert.schedules.zb_h2 import zb_h2
 from pipert.schedules.zb_v import zb_v
@@ -84,6 +87,18 @@ SCHEDULES = {
         peak="m",
         paper="arXiv 2211.05953, section 4.1",
     ),
+    "gpipe-2bp": Schedule(
+        make=rank_by_rank(gpipe_2bp, placement.loop),
+        bubble="(p-1)(F+I)",
+        peak="m",
+        paper="arXiv 2405.18047, section 3",
+    ),
+    "1f1b-2bp": Schedule(
+        make=one_f_one_b_2bp,
+        bubble="(p-1)(F+I-W)",
+        peak="m",
+        paper="arXiv 2405.18047, section 3",
+    ),
     "zb-h1": Schedule(
         make=rank_by_rank(zb_h1, placement.loop),
         bubble="(p-1)(F+I-W)",
@@ -91,13 +106,13 @@ SCHEDULES = {
         paper="arXiv 2401.10241, section 2.1",
     ),
     "zb-h2": Schedule(
-        make=rank_by_rank(zb_h2, placement.loop),
+        make=refined(rank_by_rank(zb_h2, placement.loop)),
         bubble="(p-1)(F+I-2W)",
         peak="2p-1",
         paper="arXiv 2401.10241, section 2.2",
     ),
     "interleaved-zb": Schedule(
-        make=rank_by_rank(interleaved_zb, placement.loop),
+        make=refined(rank_by_rank(interleaved_zb, placement.loop)),
         num_chunks=2,
         chunks_vary=True,
         bubble="< (p-1)(F+I-W)/v",
@@ -105,11 +120,25 @@ SCHEDULES = {
         paper="arXiv 2401.10241, section 2",
     ),
     "zb-v": Schedule(
-        make=rank_by_rank(zb_v, placement.vee),
+        make=refined(rank_by_rank(zb_v, placement.vee)),
         num_chunks=2,
         bubble="0 at F=I=W",
         peak="p",
         paper="arXiv 2401.10241, section 6",
+    ),
+    "v-half": Schedule(
+        make=refined(v_half),
+        num_chunks=2,
+        bubble="(p-1)(F+B)/2 at F=I=W",
+        peak="(p+2)//2",
+        paper="arXiv 2405.15362, section 3.1",
+    ),
+    "v-min": Schedule(
+        make=refined(v_min),
+        num_chunks=2,
+        bubble="(p-1)(F+B)2/3 at F=I=W",
+        peak="(p+4)//3",
+        paper="arXiv 2405.15362, section 3.1",
     ),
     "gis": Schedule(
         make=rank_by_rank(gis, placement.loop),
