@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/random.h"
 #include "search/order_clock.h"
 #include "search/problem.h"
-#include "search/random.h"
 
 namespace pipert::search {
 

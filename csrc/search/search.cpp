@@ -5,9 +5,9 @@
 #include <cmath>
 #include <utility>
 
+#include "core/random.h"
 #include "search/list_scheduler.h"
 #include "search/order_moves.h"
-#include "search/random.h"
 
 namespace pipert::search {
 namespace {

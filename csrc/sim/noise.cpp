@@ -4,38 +4,19 @@
 #include <cmath>
 #include <numbers>
 
+#include "core/random.h"
 #include "sim/clock.h"
 #include "sim/idle.h"
 
 namespace pipert {
 namespace {
 
-// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). The standard library's
-// distributions differ between implementations; this gives the same steps everywhere.
-class Random {
- public:
-  Random(uint64_t seed, uint64_t stream) : state_(seed) {
-    state_ = next() ^ stream;
-    next();
-  }
-  uint64_t next() {
-    uint64_t z = state_ += 0x9e3779b97f4a7c15;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return z ^ (z >> 31);
-  }
-  double uniform() { return (static_cast<double>(next() >> 11) + 0.5) * 0x1p-53; }  // in (0, 1)
-
- private:
-  uint64_t state_;
-};
-
 void fill_lognormal(std::vector<double>& factors, double cv, Random& random) {
   const double variance = std::log1p(cv * cv), deviation = std::sqrt(variance);
   const auto factor = [&](double normal) { return std::exp(deviation * normal - variance / 2); };
   for (size_t i = 0; i < factors.size(); i += 2) {  // two independent normals at a time (Box and Muller)
-    const double radius = std::sqrt(-2 * std::log(random.uniform()));
-    const double angle = 2 * std::numbers::pi * random.uniform();
+    const double radius = std::sqrt(-2 * std::log(1 - random.unit()));
+    const double angle = 2 * std::numbers::pi * random.unit();
     factors[i] = factor(radius * std::cos(angle));
     if (i + 1 < factors.size()) factors[i + 1] = factor(radius * std::sin(angle));
   }
@@ -63,8 +44,8 @@ std::vector<NoisyStep> simulate_noisy(const Plan& plan, ClockCosts costs, const 
   if (costs.rank_speed.empty()) costs.rank_speed.assign(plan.num_ranks, 1.0);
   std::vector<NoisyStep> steps;
   for (uint64_t step = first_step; step < first_step + num_steps; ++step) {
-    Random random(seed, step);
-    double& speed = costs.rank_speed[static_cast<size_t>(random.uniform() * plan.num_ranks)];
+    Random random(Random(seed).next() ^ step);
+    double& speed = costs.rank_speed[random.below(plan.num_ranks)];
     const double full_speed = speed;
     speed /= variation.straggler;
     fill_lognormal(costs.jitter, variation.op_cv, random);

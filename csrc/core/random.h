@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace pipert::search {
+namespace pipert {
 
 class Random {
  public:
@@ -24,4 +24,4 @@ class Random {
   uint64_t state_;
 };
 
-}  // namespace pipert::search
+}  // namespace pipert
