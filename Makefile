@@ -21,7 +21,7 @@ FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIPERT_BUILD_DIR := $(CURDIR)/build/extension
 
-.PHONY: help setup run test bench lint format gpu native-test tsan fuzz clean FORCE
+.PHONY: help setup run test bars bench lint format gpu native-test tsan fuzz clean FORCE
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -33,6 +33,10 @@ run: $(INSTALLED)  ## train a small GPT over four pipeline ranks and verify it b
 
 test: $(INSTALLED)  ## all tests: Python, C++, several processes
 	python -m pytest $(PYTEST_ARGS)
+
+bars: $(INSTALLED)  ## the tests that draw samples, with all of them: minutes
+	PIPERT_RANDOM_PROGRAMS=10000 PIPERT_ALL_REORDERINGS=1 python -m pytest \
+	  tests/unit/test_random_programs.py tests/unit/test_reordered_edges.py $(PYTEST_ARGS)
 
 bench: $(INSTALLED)  ## the benchmarks, beside torch.distributed.pipelining
 	python -m pytest tests/bench/bench_*.py --benchmark-only --benchmark-columns=median,rounds -s $(PYTEST_ARGS)

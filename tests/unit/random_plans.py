@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pipert
@@ -64,6 +65,22 @@ def with_collectives(rng: random.Random, plain: Program) -> Program:
                 whole.discard(op.stage)
         rows.append((*row, *(Op.parse(f"{stage}REDUCE_GRAD") for stage in plain.chunks(rank))))
     return Program(plain.name, plain.paths, plain.path_of, tuple(rows))
+
+
+def pair_up(rng: random.Random, program: Program, share: float = 0.2) -> Program:
+    """Make pairs of some neighbours: an F with a B or an I, in either order."""
+
+    def paired(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        row: list[Op] = []
+        for op in ops:
+            kinds = {row[-1].kind.text, op.kind.text} if row else set()
+            if kinds in ({"F", "B"}, {"F", "I"}) and rng.random() < share:
+                row[-1] = Op.pair(row[-1], op)
+            else:
+                row.append(op)
+        return tuple(row)
+
+    return dataclasses.replace(program, ranks=tuple(map(paired, program.ranks)))
 
 
 def random_plans(seed: int, count: int, *, collectives: bool = False) -> list[Plan]:

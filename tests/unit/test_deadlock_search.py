@@ -103,6 +103,7 @@ def reorder(rng, columns, num_moves):
         schedules.build("zb-v", num_ranks=2, num_microbatches=2),
         schedules.build("gpipe", num_ranks=3, num_microbatches=3),
         schedules.forward_only([(0, 1, 2)], [0] * 3),
+        schedules.build("chimera", num_ranks=2, num_microbatches=2),
     ],
     ids=lambda program: program.name,
 )
