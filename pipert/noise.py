@@ -19,7 +19,7 @@ from pipert.sim import clock_costs
 from pipert.trace.report import bubble
 from pipert.trace.table import table
 
-_STEPS_AT_ONCE = 20
+_OPS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,9 @@ def simulate(
         raise ConfigError(f"there must be at least one noisy step, not {num_steps}")
     native = clock_costs(plan, noise.slow_down(costs, plan.num_ranks))
     steps: list[tuple[float, float, float]] = []
+    at_once = max(1, _OPS_AT_ONCE // plan.num_ops)
     while len(steps) < num_steps:
-        count = min(_STEPS_AT_ONCE, num_steps - len(steps))
+        count = min(at_once, num_steps - len(steps))
         steps += _core.simulate_noisy(
             plan.native,
             native,

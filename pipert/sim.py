@@ -22,19 +22,24 @@ if TYPE_CHECKING:
 __all__ = ["Costs", "Link", "Report", "StageCosts", "simulate"]
 
 
-def simulate(plan: Plan, costs: Costs) -> Report:
+def simulate(plan: Plan, costs: Costs, *, memory_limit: float | None = None) -> Report:
     """Run one step of ``plan`` on a virtual clock.
 
     The rules are those of the executor: each lane runs its ops in order, an op starts as soon as its lane and its
     dependencies allow, a transfer takes place when its sender and its receiver are both ready. ``report.trace`` holds
     the start and the end of every op, in the unit of the costs.
 
+    Args:
+        plan: what runs.
+        costs: of its ops.
+        memory_limit: what other orders of the ops must keep that ``report.lower_bound`` is to bound.
+
     Raises:
         ConfigError: the costs are for other numbers of stages, ranks or microbatches than the plan's.
     """
     start, end = _core.simulate(plan.native, clock_costs(plan, costs))
     report = measure(Trace(plan, array("d", start), array("d", end)), costs)
-    return dataclasses.replace(report, costs=costs)
+    return dataclasses.replace(report, costs=costs, memory_limit=memory_limit)
 
 
 def clock_costs(plan: Plan, costs: Costs) -> _core.ClockCosts:

@@ -88,6 +88,7 @@ def sweep(cases: Iterable[Case], costs: Costs) -> Iterator[Row]:
             )
             plan = source.plan()
             report = simulate(plan, costs)
+            bound = lower_bound(plan, costs, case.memory_limit)
         except PipertError as error:
             yield Row(**asdict(case), refused=str(error).splitlines()[0])
             continue
@@ -101,7 +102,7 @@ def sweep(cases: Iterable[Case], costs: Costs) -> Iterator[Row]:
             bubble_rate_span=report.bubble_rate_span,
             makespan=report.makespan,
             peak_activation=max(report.peak_activation),
-            lower_bound=lower_bound(plan, costs, case.memory_limit).makespan,
+            lower_bound=bound.makespan,
         )
 
 

@@ -75,7 +75,7 @@ def simulate(
             target, ranks=ranks, microbatches=microbatches, chunks=chunks, costs=known_costs, memory_limit=memory_limit
         )
         plan = source.plan()
-        report = simulate(plan, known_costs)
+        report = simulate(plan, known_costs, memory_limit=memory_limit)
         if noise is not None:
             spread = _vary(plan, known_costs, noise, samples, seed)
     explanation = explain(report.trace) if why else None

@@ -29,6 +29,7 @@ class Report:
             input has been made, but has not arrived and been noticed yet; or a collective that it waits for runs.
         trace: the times that all this is taken from.
         costs: what the step was simulated with; None of a measured step.
+        memory_limit: what its ranks were to keep, if anything.
     """
 
     makespan: float
@@ -38,6 +39,7 @@ class Report:
     exposed_comm: tuple[float, ...]
     trace: Trace
     costs: Costs | None = field(default=None, repr=False)
+    memory_limit: float | None = None
 
     @property
     def num_ops(self) -> int:
@@ -61,12 +63,12 @@ class Report:
 
     @property
     def lower_bound(self) -> Bound | None:
-        """What no order of the same ops on the same ranks goes below (it is computed here); None of a measured step."""
+        """What no order of the same ops on the same ranks, within the limit, goes below; None of a measured step."""
         if self.costs is None:
             return None
         from pipert.solve.bound import lower_bound
 
-        return lower_bound(self.trace.plan, self.costs)
+        return lower_bound(self.trace.plan, self.costs, self.memory_limit)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the figures as plain numbers and lists, without the trace and the costs."""

@@ -188,6 +188,8 @@ def test_figures_by_their_definitions(bandwidth):
         assert report.makespan == pytest.approx(max(end))
         assert report.longest_rank_span == max(report.rank_spans)
         assert report.bubble_rate == pytest.approx(1 - max(compute) / max(end))
+        assert 0 < report.lower_bound.makespan <= report.makespan * (1 + 1e-9)
+        assert 0 < report.lower_bound.longest_rank_span <= report.longest_rank_span * (1 + 1e-9)
 
 
 def test_peaks_follow_from_the_order_alone():
@@ -276,8 +278,11 @@ def test_report_as_json_and_as_text():
     figures = json.loads(json.dumps(report.to_dict()))
     assert figures["num_ops"] == report.num_ops == 2 * 8 + 2 * 8
     assert figures["bubble_rate"] == report.bubble_rate
-    assert 0 < figures["lower_bound"]["makespan"] == report.lower_bound.makespan <= report.makespan
+    assert 0 < figures["lower_bound"]["makespan"] == report.lower_bound.makespan <= report.makespan * (1 + 1e-9)
     assert pipert.trace.measure(report.trace).lower_bound is None
+    tight = pipert.simulate(plan_of("1f1b", 4, 8), Costs.per_rank(), memory_limit=4)
+    assert tight.lower_bound.longest_rank_span == pytest.approx(27)  # that of zb-h1
+    assert pipert.simulate(tight.trace.plan, Costs.per_rank()).lower_bound.longest_rank_span == pytest.approx(24)
     assert len(figures["peak_activation"]) == 2
     head, bubble, columns, *rows = str(report).splitlines()
     assert head.startswith("1f1b: 2 ranks, 2 stages, 4 microbatches, 32 ops")
