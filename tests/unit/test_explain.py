@@ -139,3 +139,19 @@ def test_a_part_of_a_step_cannot_be_explained():
     trace.end[3] = float("nan")
     with pytest.raises(ConfigError, match=r"the trace lacks .* join the records of all ranks"):
         explain(trace)
+
+
+def test_a_step_that_ran():
+    plan = plan_of("zb-h1", 3, 6)
+    stages = {stage: pipert.stages.Timed(F=0.2, I=0.2, W=0.2, stage=stage, num_stages=3) for stage in range(3)}
+    with pipert.Engine(plan, stages) as engine:
+        trace = engine.step().trace
+    report, explanation = pipert.trace.measure(trace), explain(trace)
+    rest = [report.makespan - compute for compute in report.compute_times]
+    assert [times.total for times in explanation.idle] == pytest.approx(rest)
+    assert sum(times.overhead for times in explanation.idle) > 0  # one thread ran all ranks
+    path = explanation.critical_path
+    assert sum(step.waited + trace.end[step.op] - trace.start[step.op] for step in path) == report.makespan
+    assert min(explanation.slack) == 0
+    costs = Costs.from_trace(trace)  # in ms; sleeping takes a little longer than it should
+    assert all(time >= 0.2 for stage in costs.stages for time in (stage.F, stage.I, stage.W))
