@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -13,7 +15,7 @@ from rich.console import Console
 from pipert.errors import ConfigError
 from pipert.version import __version__
 
-AREAS = ("runtime",)
+AREAS = ("runtime", "planner")
 
 
 def bench(
@@ -21,7 +23,7 @@ def bench(
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
     out: Path | None = typer.Option(None, "-o", "--out", help="Also write the JSON to this file."),
 ) -> None:
-    """Measure the runtime beside torch.distributed.pipelining, in turns, and show medians (some minutes).
+    """Measure the runtime beside torch.distributed.pipelining, in turns, or planning at scale (some minutes each).
 
     Keep the machine otherwise idle: a bar that is missed is shown, and changes no exit code.
     """
@@ -29,22 +31,22 @@ def bench(
         raise ConfigError(f"unknown area {area!r}; there is: {', '.join(AREAS)}")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is not a folder")
-    import torch
-
     from pipert.bench.figure import as_json as to_json
     from pipert.bench.figure import as_table
-    from pipert.bench.runtime import PARTS
+
+    parts = importlib.import_module(f"pipert.bench.{area}").PARTS
 
     figures = []
     progress = Console(stderr=True)
     with progress.status("") as status:
-        for name, measure in PARTS.items():
+        for name, measure in parts.items():
             status.update(f"measuring: {name.replace('_', ' ')}")
             figures += measure()
-    peer = f"torch.distributed.pipelining of torch {torch.__version__}, over gloo"
+    torch_version = importlib.metadata.version("torch")
+    peer = f"torch.distributed.pipelining of torch {torch_version}, over gloo" if area == "runtime" else None
     machine = {
         "pipert": __version__,
-        "torch": torch.__version__,
+        "torch": torch_version,
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
@@ -57,7 +59,8 @@ def bench(
     else:
         console = Console(highlight=False)
         console.print(as_table(figures))
-        console.print(f"peer: {peer}")
+        if peer is not None:
+            console.print(f"peer: {peer}")
 
 
 def register(app: typer.Typer) -> None:
