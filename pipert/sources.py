@@ -22,7 +22,7 @@ from pipert.lowering.mend import mending_swap
 from pipert.ops import LaneKind
 from pipert.passes import validate
 from pipert.plan import Plan
-from pipert.schedules import Request
+from pipert.schedules import Effort, Request
 from pipert.schedules.memory import check_memory
 
 MAX_CSV_CHARACTERS = 1 << 29
@@ -76,6 +76,7 @@ def load(
     chunks: int | None = None,
     costs: Costs | None = None,
     memory_limit: float | None = None,
+    effort: Effort | None = None,
 ) -> Source:
     """Find what ``target`` names.
 
@@ -86,6 +87,7 @@ def load(
         chunks: stages per rank, where the schedule leaves a choice.
         costs: what ops cost, by default F = I = W = 1; for schedules made from costs and for the memory limit.
         memory_limit: the most activation that a rank may hold, in the unit of the costs' ``act``.
+        effort: how a schedule that is searched for is searched for.
 
     Raises:
         ConfigError: there is no such file or schedule, sizes are missing or do not belong to it, a Python file fails,
@@ -110,6 +112,7 @@ def load(
         num_chunks=chunks,
         costs=costs,
         memory_limit=memory_limit,
+        effort=effort,
     )
     return Source(target, program)
 
@@ -144,10 +147,19 @@ def _make_from_file(
     num_chunks: int | None,
     costs: Costs | None,
     memory_limit: float | None,
+    effort: Effort | None,
 ) -> Program:
     """Do what ``schedules.build`` does, for ``my.py`` or ``my.py:function``."""
     costs = costs or Costs.per_rank()
-    request = Request(num_ranks, num_microbatches, 1 if num_chunks is None else num_chunks, costs, memory_limit)
+    request = Request(
+        num_ranks,
+        num_microbatches,
+        1 if num_chunks is None else num_chunks,
+        costs,
+        memory_limit,
+        effort or Effort(),
+        free_chunks=num_chunks is None,
+    )
     path, found, function = target.rpartition(".py:")
     program = (
         python_schedule.make_program(f"{path}.py", function, request)

@@ -62,7 +62,7 @@ class Searcher {
     best_score_ = score;
     best_.order = order;
     best_.figure = score.figure;
-    if (best_.figure <= effort_.bound * (1 + 1e-12)) stopped_ = true;
+    if (best_.figure <= effort_.bound) stopped_ = true;
   }
 
   // Lets the caller look every now and then; this alone depends on the time.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipert.cli import inputs
+from pipert.cli.searching import Seed, TimeLimit, searching
 from pipert.ir.csv import to_csv
 from pipert.ir.grid import grid
 
@@ -37,6 +38,8 @@ def plan(
     costs_file: inputs.CostsFile = None,
     costs_from: inputs.CostsFrom = None,
     memory_limit: inputs.MemoryLimit = None,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
     format: Annotated[
         Format | None,
         typer.Option(
@@ -60,6 +63,8 @@ def plan(
 
     pipert plan zb-v --ranks 64 --microbatches 256 -o picture.svg
 
+    pipert plan auto --ranks 8 --microbatches 32 --costs F=2,I=2,W=1,p2p=0.1 --memory-limit 8 --time-limit 30
+
     pipert plan interleaved --ranks 4 --microbatches 8 --chunks 3 --format csv
     """
     from pipert import sources
@@ -69,9 +74,16 @@ def plan(
     from pipert.view import timeline_svg
 
     known_costs = inputs.load_costs(costs, costs_file, costs_from=costs_from)
-    source = sources.load(
-        target, ranks=ranks, microbatches=microbatches, chunks=chunks, costs=known_costs, memory_limit=memory_limit
-    )
+    with searching(time_limit, seed) as effort:
+        source = sources.load(
+            target,
+            ranks=ranks,
+            microbatches=microbatches,
+            chunks=chunks,
+            costs=known_costs,
+            memory_limit=memory_limit,
+            effort=effort,
+        )
     chosen = format or _format_of(output)
     if chosen is Format.CSV:
         _write(to_csv(source.program()), output)

@@ -2,6 +2,6 @@
 
 from pipert.schedules.forward_only import forward_only
 from pipert.schedules.registry import SCHEDULES, Schedule, build, hint, names
-from pipert.schedules.request import Request
+from pipert.schedules.request import Effort, Request
 
-__all__ = ["SCHEDULES", "Request", "Schedule", "build", "forward_only", "hint", "names"]
+__all__ = ["SCHEDULES", "Effort", "Request", "Schedule", "build", "forward_only", "hint", "names"]

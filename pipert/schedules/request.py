@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,12 +20,19 @@ class Effort:
         time_limit_s: search until so much time is over; None: as long as the schedule's own effort lasts.
         progress: called now and then with the best figure so far and the share of the search that is over, 0 to 1.
         should_stop: asked now and then; once it says so, the best so far is taken.
+
+    Raises:
+        ConfigError: the time limit is no positive number.
     """
 
     seed: int = 0
     time_limit_s: float | None = None
     progress: Callable[[float, float], None] | None = None
     should_stop: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if self.time_limit_s is not None and not (math.isfinite(self.time_limit_s) and self.time_limit_s > 0):
+            raise ConfigError(f"a search needs a positive time limit, not {self.time_limit_s:g} s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,16 @@ from pipert.lowering import compile
 from pipert.passes import split_backward
 from pipert.schedules.memory import peak_activation
 from pipert.sim import simulate
+from pipert.solve.bound import bound_of
 from pipert.solve.orders import from_order, search_problem, to_order
+from pipert.solve.problem import Problem
 
 Goal = Literal["longest_rank_span", "makespan"]
 """The figure of `pipert.sim.Report` that is minimised."""
 
 # A round of the search makes so many ops by rules and by moves, about a second's work; fewer in small problems.
 _RULE_OPS, _ORDER_OPS = 6_000_000, 60_000_000
+_CLOSE = 1e-8  # so near to the bound, a figure differs from it by rounding
 _MOST_RULE_TRIALS, _MOST_ORDER_TRIALS = 4_000, 50_000
 
 
@@ -75,7 +78,7 @@ def auto(
     problem = search_problem(placed, costs, limits)
     known = [*_known_schedules(placed), *([] if start is None else [start])]
     starts = [to_order(split_backward(program)) for program in known]
-    bound = max(problem.work)
+    bound = getattr(bound_of(Problem.of(placed, costs, max(limits))), goal)
     deadline = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
     figure, round_number, stopped = math.inf, 0, False
 
@@ -89,13 +92,13 @@ def auto(
         stopped = time.monotonic() >= deadline or (should_stop is not None and should_stop())
         return not stopped
 
-    while not stopped and figure > bound * (1 + 1e-9) and (time_limit_s is not None or round_number < rounds):
+    while not stopped and figure > bound * (1 + _CLOSE) and (time_limit_s is not None or round_number < rounds):
         order, figure = problem.search(
             starts,
             seed=seed + round_number,
             rule_trials=max(50, min(_MOST_RULE_TRIALS, _RULE_OPS // problem.num_ops)),
             order_trials=max(500, min(_MOST_ORDER_TRIALS, _ORDER_OPS // problem.num_ops)),
-            bound=bound,
+            bound=bound * (1 + _CLOSE),
             by_span=goal == "longest_rank_span",
             watch=watch,
         )

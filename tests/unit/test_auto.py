@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 from program_judge import stuck_with_rendezvous
 
 import pipert
-from pipert import Costs, Program, schedules
-from pipert.sim import StageCosts
+from pipert import ConfigError, Costs, Program, schedules
+from pipert.schedules import Effort
+from pipert.sim import Link, StageCosts
 from pipert.solve.auto import auto
+from pipert.solve.bound import lower_bound
 
 
 def times_of(p, m, F, I, W, p2p, layer):  # noqa: E741
@@ -121,3 +124,94 @@ def test_what_is_found_runs_within_its_limit_on_any_placement(seed):
     limit = least_limit(paths, path_of, costs) * rng.choice([1.0, 1.2, 2.0, 10.0])
     program = auto(paths, path_of, costs, limit, rounds=1)
     is_sound(program, limit, costs)
+
+
+def test_the_same_arguments_find_the_same_schedule():
+    costs = Costs.per_rank(F=1.0, I=1.2, W=0.7, p2p=0.1, act=1, act_w=0.4)
+    first, again, other = (
+        schedules.build(
+            "auto", num_ranks=3, num_microbatches=7, costs=costs, memory_limit=2.5, effort=Effort(seed=seed)
+        )
+        for seed in (5, 5, 6)
+    )
+    assert first == again
+    assert bubble(other, costs) == pytest.approx(bubble(first, costs), rel=0.2)
+
+
+@pytest.mark.parametrize("heavy", [None, 0, 1, 3])
+@pytest.mark.parametrize("limit", [4, 8])
+def test_auto_is_no_slower_than_what_has_its_memory(heavy, limit):
+    p, m = 4, 10
+    scale = [3.0 if stage == heavy else 1.0 for stage in range(p)]
+    stages = [StageCosts(F=1.1 * x, I=1.3 * x, W=0.8 * x, act=1, act_w=0.3) for x in scale]
+    costs = Costs.per_stage(stages, p2p=0.05)
+    found = schedules.build("auto", num_ranks=p, num_microbatches=m, costs=costs, memory_limit=limit)
+    is_sound(found, limit, costs)
+    for name in ("1f1b", "zb-h1", "zb-h2", "zb-1p"):
+        try:
+            known = schedules.build(name, num_ranks=p, num_microbatches=m, costs=costs, memory_limit=limit)
+        except ConfigError:
+            continue
+        assert bubble(found, costs) <= bubble(known, costs) + 1e-9
+    bound = lower_bound(found, costs, limit).longest_rank_span
+    assert pipert.simulate(pipert.compile(found), costs).longest_rank_span >= bound
+
+
+def test_a_whole_backward_that_is_faster_than_its_halves_is_taken():
+    costs = Costs.per_rank(F=1, I=1, W=1, B=1.2)
+    found = schedules.build("auto", num_ranks=3, num_microbatches=6, num_chunks=1, costs=costs, memory_limit=3)
+    assert {op.kind.text for ops in found.ranks for op in ops} == {"F", "B"}
+
+
+def test_a_slow_rank_and_a_slow_link_are_planned_for():
+    slow = Costs.per_rank(rank_speed=[1, 0.5, 1], links={(0, 1): Link(latency=5.0)})
+    plain = Costs.per_rank()
+    planned, unaware = (
+        schedules.build("auto", num_ranks=3, num_microbatches=8, num_chunks=1, costs=costs) for costs in (slow, plain)
+    )
+    assert bubble(planned, slow) < bubble(unaware, slow)
+
+
+def test_the_makespan_can_be_the_goal():
+    costs = Costs.per_rank(F=1, I=1, W=0.5, p2p=0.3)
+    spans, makespans = (
+        pipert.simulate(pipert.compile(auto([range(4)], [0] * 8, costs, 6, goal=goal, rounds=2)), costs)
+        for goal in ("longest_rank_span", "makespan")
+    )
+    assert makespans.makespan <= spans.makespan
+    assert spans.longest_rank_span <= makespans.longest_rank_span
+
+
+def test_a_limit_below_the_least_is_refused_with_the_least():
+    stages = [StageCosts(act=act, act_w=0.5) for act in (1.0, 2.0, 0.5, 1.25)]
+    costs = Costs.per_stage(stages)
+    with pytest.raises(ConfigError, match=r"limit of 1\.5: on rank 0 one microbatch alone holds 2\.25; .* is 2\.5"):
+        auto([(0, 1, 1, 0)], [0] * 4, costs, 1.5)
+    is_sound(auto([(0, 1, 1, 0)], [0] * 4, costs, 2.5, rounds=1), 2.5, costs)
+    with pytest.raises(ConfigError, match="limit of nan"):
+        auto([(0, 1, 1, 0)], [0] * 4, costs, math.nan)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
+def test_a_time_limit_is_a_positive_number(seconds):
+    with pytest.raises(ConfigError, match="positive time limit"):
+        Effort(time_limit_s=seconds)
+
+
+def test_costs_per_stage_say_how_many_chunks_there_are():
+    costs = Costs.per_stage([StageCosts()] * 6)
+    assert schedules.build("auto", num_ranks=2, num_microbatches=3, costs=costs).num_stages == 6
+    with pytest.raises(ConfigError, match="6 stages, which do not spread over 4 ranks"):
+        schedules.build("auto", num_ranks=4, num_microbatches=3, costs=costs)
+
+
+def test_a_search_can_be_stopped_and_tells_how_it_goes():
+    costs = Costs.per_rank(F=1.0, I=1.2, W=0.7, p2p=0.1)
+    told: list[tuple[float, float]] = []
+    effort = Effort(
+        progress=lambda best, share: told.append((best, share)), should_stop=lambda: len(told) >= 3, time_limit_s=60
+    )
+    program = schedules.build("auto", num_ranks=8, num_microbatches=32, costs=costs, memory_limit=6, effort=effort)
+    is_sound(program, 6, costs)
+    assert 3 <= len(told) < 20
+    assert all(math.isfinite(best) and 0 <= share <= 1 for best, share in told)
