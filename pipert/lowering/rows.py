@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from pipert.ir import Program
 from pipert.lowering.edges import NONE, Edges
@@ -70,7 +71,7 @@ class Rows:
                 transfer = ~node
                 edge = self._edges.of_transfer[transfer]
                 send_text, recv_text = transfer_texts(work, transfer)
-                self._add(send_text, send_lane[edge], NONE, [self._item_row[work.maker[transfer]]])
+                self._add(send_text, send_lane[edge], NONE, (self._item_row[work.maker[transfer]],))
                 self._add(recv_text, recv_lane[edge], self._slots.of_transfer[transfer], self._recv_deps(transfer))
 
     def _item_lanes(self, lane_ids: dict[Lane, int]) -> list[int]:
@@ -81,7 +82,7 @@ class Rows:
                 lanes[item] = lane_ids[Lane(rank, LaneKind.COLLECTIVE, NONE)]
         return lanes
 
-    def _add(self, text: str, lane: int, slot: int, deps: list[int]) -> None:
+    def _add(self, text: str, lane: int, slot: int, deps: Sequence[int]) -> None:
         self._op_text.append(text)
         self._op_lane.append(lane)
         self._op_slot.append(slot)

@@ -32,9 +32,9 @@ class Work:
         self.num_keys = program.num_stages * program.num_microbatches
         self.forward_only = edges.forward_only
         self.text: list[str] = []
-        self.reads: list[list[int]] = []
-        self.makes: list[list[int]] = []
-        self.ends: list[list[int]] = []
+        self.reads: list[tuple[int, ...]] = []
+        self.makes: list[tuple[int, ...]] = []
+        self.ends: list[tuple[int, ...]] = []
         self.waits: dict[int, list[int]] = {}
         self.collectives: set[int] = set()
         self.rank_begin = [0]
@@ -52,14 +52,14 @@ class Work:
     def _add(self, op: Op, edge_of: list[int]) -> None:
         num_stages, num_microbatches, num_keys = self.num_stages, self.num_microbatches, self.num_keys
         item = len(self.text)
-        reads: list[int] = []
-        makes: list[int] = []
-        ends: list[int] = []
+        reads: tuple[int, ...] = ()
+        makes: tuple[int, ...] = ()
+        ends: tuple[int, ...] = ()
         for part in op.parts or (op,):
             kind, stage, microbatch = part.kind, part.stage, part.microbatch
             key = stage * num_microbatches + microbatch
             if kind is _WEIGHT_GRAD or kind is _BACKWARD or (kind is _FORWARD and self.forward_only):
-                ends.append(key)
+                ends += (key,)
                 self.last_compute[key] = item
             if kind is _FORWARD:
                 source, target, outermost = key, key + num_microbatches, num_stages - 1
@@ -68,10 +68,10 @@ class Work:
             else:
                 continue
             if edge_of[source] != NONE:
-                reads.append(source)
+                reads += (source,)
                 self.reader[source] = item
             if stage != outermost and edge_of[target] != NONE:
-                makes.append(target)
+                makes += (target,)
                 self.maker[target] = item
                 self.edge_transfers[edge_of[target]].append(target)
         if op.kind.lane is LaneKind.COLLECTIVE:
