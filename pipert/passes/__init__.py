@@ -1,7 +1,8 @@
 """Passes: a program in, a program out (or an error), nothing changed."""
 
 from pipert.passes.recompute import recompute
+from pipert.passes.shard import shard
 from pipert.passes.split_backward import split_backward
 from pipert.passes.validate import validate
 
-__all__ = ["recompute", "split_backward", "validate"]
+__all__ = ["recompute", "shard", "split_backward", "validate"]

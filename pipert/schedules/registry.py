@@ -45,8 +45,8 @@ class Schedule:
         paper: arXiv id and section; the generator's file gives the title.
         num_chunks: stages per rank, unless the caller asks for another number.
         chunks_vary: whether the caller may.
-        from_costs: whether it is made from the costs and within the memory limit; the other schedules have one order,
-            and a memory limit only judges it.
+        from_costs: whether it is made from the costs and within the memory limit. The other schedules have one order of
+            forwards and input gradients; costs move their weight gradients at most, and a memory limit only judges.
     """
 
     make: Make
@@ -251,7 +251,7 @@ def build(
         num_ranks: p, at least 1.
         num_microbatches: m, at least 1; it may be smaller than p.
         num_chunks: stages per rank; the schedule's own number when None.
-        costs: what ops cost, by default F = I = W = 1; only schedules made from costs look at the times.
+        costs: what ops cost, by default F = I = W = 1. Some schedules have no use for the times.
         memory_limit: the most activation that a rank may hold, in the unit of the costs' ``act``.
         effort: for the schedules that are searched for, how.
 
