@@ -125,3 +125,13 @@ def test_a_deadline_in_the_past_does_not_sleep():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Timed(**{"F": 1, "I": 1, "W": 1, "stage": 0, "num_stages": 3, **options})
+
+
+def test_microbatches_differ():
+    stage = Timed(F=5, I=5, W=5, microbatch_scale=(0, 2), stage=0, num_stages=1)
+    for microbatch, least_ms in ((0, 0), (1, 30)):
+        start = time.monotonic()
+        stage.forward(microbatch, (torch.zeros(1),))
+        stage.input_grad(microbatch, ())
+        stage.weight_grad(microbatch)
+        assert (time.monotonic() - start) * 1000 >= least_ms

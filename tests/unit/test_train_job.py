@@ -1,5 +1,6 @@
 """The main job with all ranks in this process: what it predicts, and how it says that something is not right."""
 
+import contextlib
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from rich.console import Console
 
 import pipert
-from pipert.errors import PipertError, StageError
+from pipert.errors import ConfigError, PipertError, StageError
 from pipert.numerics import Copy
 from pipert.sim import Costs, StageCosts
 from pipert.train import job, training
@@ -52,6 +53,34 @@ def test_any_schedule_and_rank_count_has_the_same_losses(run):
 def test_batched_weight_gradients_train_as_well(run):
     exact = run(schedule="zb-h1")["losses"]
     assert run(schedule="zb-h1", batch_weight_grads=True)["losses"] == pytest.approx(exact, rel=1e-5)
+
+
+def test_timed_stages_cost_what_a_file_says(run, tmp_path):
+    (tmp_path / "costs.toml").write_text(
+        """
+        rank_speed = [1, 2]
+        [[stage]]
+        F = 1
+        I = 2
+        W = 3
+        [[stage]]
+        F = 10
+        I = 20
+        W = 30
+        microbatch_scale = [1, 2, 0, 1]
+        """
+    )
+    with contextlib.suppress(PipertError):  # the machine may be too busy to keep the tolerance
+        run(schedule="zb-h1", timed=str(tmp_path / "costs.toml"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["predicted_step_time_ms"] == pytest.approx(4 * (1 + 2 + 3) + 4 * (10 + 20 + 30) / 2)
+    assert summary["step_time_ms"] >= summary["predicted_step_time_ms"]
+
+
+def test_timed_stages_cannot_overlap(run, tmp_path):
+    (tmp_path / "costs.toml").write_text("F = 1\nI = 1\nW = 1\noverlap = 0.8")
+    with pytest.raises(ConfigError, match="leave out overlap"):
+        run(timed=str(tmp_path / "costs.toml"))
 
 
 def test_a_single_wrong_bit_ends_the_run_and_is_named(run, monkeypatch, tmp_path):
