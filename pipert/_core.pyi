@@ -34,7 +34,15 @@ class Channels:
 class Executor:
     """A plan and its resources: made once, stepped many times."""
 
-    def __init__(self, plan: Plan, channels: Channels, ranks: Sequence[int], spin_us: int, timeout_ms: int) -> None: ...
+    def __init__(
+        self,
+        plan: Plan,
+        channels: Channels,
+        ranks: Sequence[int],
+        spin_us: int,
+        timeout_ms: int,
+        delays_ns: Sequence[tuple[int, int]] = ...,
+    ) -> None: ...
     def bind(self, handlers: list[Callable[[int], None]]) -> None: ...
     def step(self, step: int) -> None: ...
     def post(self, send_op: int, segments: list[tuple[int, int]], header: bytes) -> int: ...

@@ -74,11 +74,14 @@ struct SlotMemory {
 class PyExecutor {
  public:
   PyExecutor(const std::shared_ptr<Plan>& plan, const std::shared_ptr<Channels>& channels, std::vector<int32_t> ranks,
-             int64_t spin_us, int64_t timeout_ms)
-      : channels_(channels),
-        executor_(std::make_unique<Executor>(
-            plan, channels, std::move(ranks),
-            ExecutorOptions{.spin_ns = spin_us * 1000, .timeout_ns = timeout_ms * 1'000'000})) {}
+             int64_t spin_us, int64_t timeout_ms, const std::vector<std::pair<int64_t, int64_t>>& delays_ns)
+      : channels_(channels) {
+    ExecutorOptions options{.spin_ns = spin_us * 1000, .timeout_ns = timeout_ms * 1'000'000};
+    for (const auto& [latency_ns, occupancy_ns] : delays_ns) {
+      options.delays.push_back({.latency_ns = latency_ns, .occupancy_ns = occupancy_ns});
+    }
+    executor_ = std::make_unique<Executor>(plan, channels, std::move(ranks), std::move(options));
+  }
 
   ~PyExecutor() { close_executor(); }
 
@@ -214,8 +217,10 @@ void bind_executor(py::module_& m) {
   py::class_<PyExecutor>(m, "Executor", "A plan and its resources: made once, stepped many times.",
                          py::custom_type_setup(&make_collectable))
       .def(py::init<const std::shared_ptr<Plan>&, const std::shared_ptr<Channels>&, std::vector<int32_t>, int64_t,
-                    int64_t>(),
-           py::arg("plan"), py::arg("channels"), py::arg("ranks"), py::arg("spin_us"), py::arg("timeout_ms"))
+                    int64_t, const std::vector<std::pair<int64_t, int64_t>>&>(),
+           py::arg("plan"), py::arg("channels"), py::arg("ranks"), py::arg("spin_us"), py::arg("timeout_ms"),
+           py::arg("delays_ns") = std::vector<std::pair<int64_t, int64_t>>{},
+           "`delays_ns`: per lane of the plan, by what latency and occupancy its messages are held back; empty: none.")
       .def("bind", &PyExecutor::bind, py::arg("handlers"),
            "One handler per compute or collective op of the ranks, in the global order; each is called with its "
            "microbatch "

@@ -47,6 +47,17 @@ void check_ranks(std::vector<int32_t> ranks, int32_t num_ranks, const Channels& 
   }
 }
 
+// Throws ConfigError unless there is a delay for each lane, or none at all.
+void check_delays(std::span<const LinkDelay> delays, size_t num_lanes) {
+  if (!delays.empty() && delays.size() != num_lanes) {
+    throw ConfigError("there are delays for " + std::to_string(delays.size()) + " lanes, the plan has " +
+                      std::to_string(num_lanes));
+  }
+  for (const LinkDelay& delay : delays) {
+    if (delay.latency_ns < 0 || delay.occupancy_ns < 0) throw ConfigError("a link's delay must not be negative");
+  }
+}
+
 }  // namespace
 
 Executor::Executor(std::shared_ptr<const Plan> plan, std::shared_ptr<Channels> channels, std::vector<int32_t> ranks,
@@ -58,10 +69,11 @@ Executor::Executor(std::shared_ptr<const Plan> plan, std::shared_ptr<Channels> c
   if (options_.spin_ns < 0 || options_.timeout_ns <= 0) {
     throw ConfigError("the spin time must not be negative, the timeout must be positive");
   }
+  check_delays(options_.delays, plan_->lanes.size());
   check_ranks(std::move(ranks), plan_->num_ranks, *channels_);
   if (!channels_->claim()) throw ConfigError("another executor uses these channels, or they are closed or have failed");
   try {
-    wiring_ = wire(*plan_, *channels_, options_.timeout_ns);
+    wiring_ = wire(*plan_, *channels_, options_.timeout_ns, options_.delays);
     send_counts_.assign(wiring_.send_lanes.size(), 0);
   } catch (...) {
     channels_->release();
@@ -145,7 +157,7 @@ void Executor::wait_for_message(RecvLane& lane, uint64_t position, int32_t waiti
   lane.event().spin(lane.event_target(), options_.spin_ns);
   while (!lane.taken(target)) {
     const bool left = channels_->left(lane.peer());  // before the last look at the event
-    if (lane.event().sleep(lane.event_target(), kSliceNs)) continue;
+    if (lane.event().sleep(lane.event_target(), kSliceNs) && lane.sleep_until_due(kSliceNs)) continue;
     if (channels_->failure().raised()) throw_failure();
     if (left) {
       fail(FailureKind::kPeerLost, lane.peer(),

@@ -24,6 +24,7 @@ namespace pipert {
 struct ExecutorOptions {
   int64_t spin_ns = 0;  // how long a wait looks again and again before it sleeps
   int64_t timeout_ns = 600'000'000'000'000;
+  std::vector<LinkDelay> delays = {};  // per lane of the plan, used of those that receive; none: no delays
 };
 
 // What a RECV received; `header` stays until the RECV runs again.

@@ -17,7 +17,7 @@ void add_once(std::vector<T>& list, T value) {
 // ops depend on compute ops only, RECV ops on compute and SEND ops: so RECV dependencies are filled in last.
 class Wirer {
  public:
-  Wirer(const Plan& plan, Channels& channels, int64_t timeout_ns);
+  Wirer(const Plan& plan, Channels& channels, int64_t timeout_ns, std::span<const LinkDelay> delays);
 
   // One per phase, in this order.
   void add_records();     // before anything points at one
@@ -45,16 +45,18 @@ class Wirer {
   const Plan& plan_;
   Channels& channels_;
   int64_t timeout_ns_;
+  std::span<const LinkDelay> delays_;
   std::vector<int32_t> record_of_;              // per op; -1 on other processes
   std::vector<std::vector<RecvLane*>> offers_;  // per op: lanes to offer when it has finished
   std::vector<std::vector<int32_t>> feeds_;     // per compute op: indices into send_lanes
   Wiring wiring_;
 };
 
-Wirer::Wirer(const Plan& plan, Channels& channels, int64_t timeout_ns)
+Wirer::Wirer(const Plan& plan, Channels& channels, int64_t timeout_ns, std::span<const LinkDelay> delays)
     : plan_(plan),
       channels_(channels),
       timeout_ns_(timeout_ns),
+      delays_(delays),
       record_of_(plan.num_ops(), -1),
       offers_(plan.num_ops()),
       feeds_(plan.num_ops()) {
@@ -109,6 +111,7 @@ void Wirer::add_recv_lanes() {
       ops.push_back(recv_op(op));
     }
     RecvEnd& end = channels_.recv_end(channels_.topology().edge_of_lane[index]);
+    end.delay(delays_.empty() ? LinkDelay{} : delays_[index]);
     wiring_.recv_lanes.push_back(std::make_unique<RecvLane>(lane.rank, lane.peer, std::move(ops), end));
     for (const int32_t op : plan_.lane_ops[index]) add_offers(op, wiring_.recv_lanes.back().get());
   }
@@ -203,8 +206,8 @@ ComputeOp Wirer::compute_op(int32_t op) {
 
 }  // namespace
 
-Wiring wire(const Plan& plan, Channels& channels, int64_t timeout_ns) {
-  Wirer wirer(plan, channels, timeout_ns);
+Wiring wire(const Plan& plan, Channels& channels, int64_t timeout_ns, std::span<const LinkDelay> delays) {
+  Wirer wirer(plan, channels, timeout_ns, delays);
   wirer.add_records();
   wirer.count_ops();
   wirer.add_recv_lanes();

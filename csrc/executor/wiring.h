@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -44,7 +45,7 @@ struct Wiring {
 };
 
 // Wires what `channels` serves. The threads of the sending lanes run from here on, and sleep until the first step.
-// Throws PlanError for dependencies that the host backend does not know.
-Wiring wire(const Plan& plan, Channels& channels, int64_t timeout_ns);
+// `delays`: per lane, or none. Throws PlanError for dependencies that the host backend does not know.
+Wiring wire(const Plan& plan, Channels& channels, int64_t timeout_ns, std::span<const LinkDelay> delays);
 
 }  // namespace pipert

@@ -1,5 +1,6 @@
 #include "lanes/recv_lane.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/clock.h"
@@ -52,6 +53,15 @@ bool RecvLane::taken(uint64_t target) {
   }
   offer_locked();  // the ring may have been full
   return cursor_.finished.reached(target);
+}
+
+bool RecvLane::sleep_until_due(int64_t timeout_ns) noexcept {
+  if (end_.arrived()) return true;
+  const int64_t left_ns = end_.due_ns() - now_ns();
+  const int64_t sleep_ns = std::clamp<int64_t>(left_ns, 0, timeout_ns);
+  const timespec time{.tv_sec = sleep_ns / 1'000'000'000, .tv_nsec = sleep_ns % 1'000'000'000};
+  clock_nanosleep(CLOCK_MONOTONIC, 0, &time, nullptr);
+  return left_ns <= timeout_ns;
 }
 
 }  // namespace pipert

@@ -54,6 +54,9 @@ class RecvLane {
   // From the compute thread only: what to wait for until the next message arrives.
   Counter& event() noexcept { return end_.event(); }
   uint64_t event_target() const noexcept { return end_.event_target(); }
+  // From the compute thread only, after the event: sleeps while the message is held back, for at most `timeout_ns`;
+  // says whether it no longer is.
+  bool sleep_until_due(int64_t timeout_ns) noexcept;
 
   const Message& message(uint64_t position) const noexcept { return messages_[position]; }
   uint64_t offered() const noexcept { return offered_.load(std::memory_order_relaxed); }

@@ -69,6 +69,15 @@ CopyTimes SendEnd::send(std::span<const Segment> segments, std::span<const std::
 RecvEnd::RecvEnd(std::shared_ptr<EdgeMemory> memory)
     : memory_(std::move(memory)), slot_of_message_(memory_->ring_entries(), 0), capacity_(memory_->num_slots(), 0) {}
 
+void RecvEnd::delay(LinkDelay delay) noexcept {
+  delay_ = delay;
+  delayed_ = delay.latency_ns > 0 || delay.occupancy_ns > 0;
+}
+
+int64_t RecvEnd::link_free_ns() const noexcept {
+  return std::max(memory_->entry(taken_).end_ns, free_ns_) + delay_.occupancy_ns;
+}
+
 void RecvEnd::post(uint32_t slot) noexcept {
   slot_of_message_[posted_ & (memory_->ring_entries() - 1)] = slot;
   memory_->entry(posted_).slot = slot;
@@ -90,11 +99,10 @@ Arrival RecvEnd::take() {
     memory_->populate(slot, bytes);
     capacity_[slot] = bytes;
   }
+  const CopyTimes times{.start_ns = entry.start_ns, .end_ns = delayed_ ? due_ns() : entry.end_ns};
+  if (delayed_) free_ns_ = link_free_ns();
   ++taken_;
-  return {.slot = slot,
-          .num_bytes = num_bytes,
-          .header = {entry.header, header_bytes},
-          .times = {.start_ns = entry.start_ns, .end_ns = entry.end_ns}};
+  return {.slot = slot, .num_bytes = num_bytes, .header = {entry.header, header_bytes}, .times = times};
 }
 
 }  // namespace pipert

@@ -15,6 +15,7 @@
 #include <span>
 #include <vector>
 
+#include "core/clock.h"
 #include "transport/edge_memory.h"
 
 namespace pipert {
@@ -60,17 +61,29 @@ struct Arrival {
   CopyTimes times;
 };
 
+// How much slower than this machine's memory a link is made to be.
+struct LinkDelay {
+  int64_t latency_ns = 0;    // between the end of a message's copy and its arrival
+  int64_t occupancy_ns = 0;  // before that, for which no other message of the edge is on its way
+};
+
 class RecvEnd {
  public:
   explicit RecvEnd(std::shared_ptr<EdgeMemory> memory);
+
+  // Holds messages back from now on. Before the first is sent.
+  void delay(LinkDelay delay) noexcept;
 
   // Whether the ring has room for one more post.
   bool can_post() const noexcept { return posted_ - taken_ < memory_->ring_entries(); }
   // Offers a slot that is free for the next message that has no place yet.
   void post(uint32_t slot) noexcept;
 
-  // Whether the next message is there; the event to wait for.
-  bool arrived() const noexcept { return memory_->control().done.reached(taken_ + 1); }
+  // Whether the next message is there; the event to wait for, after which it may have to be held back until due_ns().
+  bool arrived() const noexcept {
+    return memory_->control().done.reached(taken_ + 1) && (!delayed_ || due_ns() <= now_ns());
+  }
+  int64_t due_ns() const noexcept { return link_free_ns() + delay_.latency_ns; }
   Counter& event() const noexcept { return memory_->control().done; }
   uint64_t event_target() const noexcept { return taken_ + 1; }
 
@@ -82,11 +95,17 @@ class RecvEnd {
   size_t capacity(uint32_t slot) const noexcept { return capacity_[slot]; }
 
  private:
+  // When the next message, which has been copied, leaves the link to others.
+  int64_t link_free_ns() const noexcept;
+
   std::shared_ptr<EdgeMemory> memory_;
   std::vector<uint32_t> slot_of_message_;  // per ring entry; the entry itself is in the sender's reach
   std::vector<size_t> capacity_;
   uint64_t posted_ = 0;
   uint64_t taken_ = 0;
+  LinkDelay delay_;
+  bool delayed_ = false;
+  int64_t free_ns_ = 0;  // when the last message that was taken left the link to others
 };
 
 }  // namespace pipert

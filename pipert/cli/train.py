@@ -86,8 +86,8 @@ def train(
     timed: Annotated[
         str | None,
         _option(
-            "Stages that only take so many ms per rank and microbatch, or as long as a costs file says: measured must "
-            "be within 5% of predicted.",
+            "Stages that only take so many ms per rank and microbatch, or as long as a costs file says, and messages "
+            "as late as their p2p and bandwidth make them: measured must be within 5% of predicted.",
             _CHECKS,
             metavar="F=…,I=…,W=…|FILE.toml",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +70,9 @@ class Engine:
         loss_reduction: ``"microbatch"``, the mean of the microbatches' losses, or ``"token"``, the mean over tokens.
         seed: of the random numbers.
         timeout_ms: the longest wait for another rank.
+        link_delays_ms: (source rank, destination rank) → (latency, occupancy) by which messages are held back, to try
+            what slower links than this machine's memory do: each holds its link for the occupancy, alone, and arrives
+            the latency later.
 
     Attributes:
         num_steps: how many steps have been run, and so the number of the next one; set it to resume.
@@ -93,6 +96,7 @@ class Engine:
         loss_reduction: LossReduction = "microbatch",
         seed: int = 0,
         timeout_ms: int = 600_000,
+        link_delays_ms: Mapping[tuple[int, int], tuple[float, float]] | None = None,
     ) -> None:
         self.plan = plan
         self.num_steps = 0
@@ -131,7 +135,9 @@ class Engine:
             options |= {"loss_reduction": loss_reduction, "seed": seed}
             session = meet(process_group, plan, options, fault)
         self._finish.connect()
-        self._settings = Settings(self._ranks, session, self._stages, loss_fn, loss_reduction, seed, timeout_ms)
+        self._settings = Settings(
+            self._ranks, session, self._stages, loss_fn, loss_reduction, seed, timeout_ms, link_delays_ms or {}
+        )
         self._runner(training=self._trains)
         dump.watch(self)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipert.plan import Plan
 
 _SPIN_US = 50
+_NS_PER_MS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Settings:
         loss_reduction: what the loss is averaged over.
         seed: of the random numbers.
         timeout_ms: the longest wait.
+        link_delays_ms: (source rank, destination rank) → (latency, occupancy) of messages that are held back.
     """
 
     ranks: tuple[int, ...]
@@ -47,6 +49,7 @@ class Settings:
     loss_reduction: LossReduction
     seed: int
     timeout_ms: int
+    link_delays_ms: Mapping[tuple[int, int], tuple[float, float]]
 
 
 class Runner:
@@ -180,7 +183,10 @@ def _connect(plan: Plan, settings: Settings) -> tuple[_core.Executor, _core.Chan
     else:
         channels = _core.Channels.shm(plan.native, settings.ranks[0], settings.session, settings.timeout_ms)
     spin_us = _SPIN_US if plan.num_ranks <= len(os.sched_getaffinity(0)) else 0
-    return _core.Executor(plan.native, channels, list(settings.ranks), spin_us, settings.timeout_ms), channels
+    delays = [settings.link_delays_ms.get((lane.peer, lane.rank), (0.0, 0.0)) for lane in plan.lanes]
+    delays_ns = [(round(latency * _NS_PER_MS), round(occupancy * _NS_PER_MS)) for latency, occupancy in delays]
+    ranks, timeout_ms = list(settings.ranks), settings.timeout_ms
+    return _core.Executor(plan.native, channels, ranks, spin_us, timeout_ms, delays_ns), channels
 
 
 def _one_after_the_other(parts: list[tuple[Handler, int]]) -> Handler:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipert.costs import Costs, StageCosts
 from pipert.engine import Engine
 from pipert.errors import ConfigError
+from pipert.ops import LaneKind
 from pipert.plan import Plan
 from pipert.replicas import Replica
 from pipert.stages import Timed
@@ -26,7 +27,11 @@ class TimedWork:
             )
             for rank, stage in place.replicas
         }
-        self._engine = Engine(plan, stages, process_group=place.group)
+        delays = {}
+        if place.group is not None:  # one process hands over from rank to rank in no time
+            edges = [(lane.peer, lane.rank) for lane in plan.lanes if lane.kind is LaneKind.RECV]
+            delays = {edge: costs.transfer(*edge) for edge in edges}
+        self._engine = Engine(plan, stages, process_group=place.group, link_delays_ms=delays)
 
     def step(self, step: int) -> StepNote:
         """See Work."""

@@ -110,6 +110,28 @@ void memory_of_another_shape_is_refused() {
   EXPECT(ftruncate(memory->fd(), 4096) != 0);  // sealed: nobody can pull the pages away
 }
 
+void a_slow_link_holds_messages_back() {
+  Ends ends = over_heap();
+  ends.receive.delay({.latency_ns = 1'000, .occupancy_ns = kLong});
+  ends.receive.post(0);
+  ends.receive.post(1);
+  const CopyTimes first = ends.send.send({}, {});
+  const CopyTimes second = ends.send.send({}, {});
+  EXPECT(!ends.receive.arrived());
+  EXPECT(ends.receive.due_ns() == first.end_ns + kLong + 1'000);
+  EXPECT(ends.receive.take().times.end_ns == first.end_ns + kLong + 1'000);
+  EXPECT(second.end_ns < first.end_ns + kLong);
+  EXPECT(ends.receive.due_ns() == first.end_ns + 2 * kLong + 1'000);  // the link was taken until then
+
+  ends.receive.take();
+  ends.receive.delay({});
+  ends.receive.post(2);
+  EXPECT(!ends.receive.arrived());
+  const CopyTimes third = ends.send.send({}, {});
+  EXPECT(ends.receive.arrived());
+  EXPECT(ends.receive.take().times.end_ns == third.end_ns);
+}
+
 }  // namespace
 
 int main() {
@@ -117,4 +139,5 @@ int main() {
   stream(over_shared_memory());
   nonsense_from_the_other_side_is_refused();
   memory_of_another_shape_is_refused();
+  a_slow_link_holds_messages_back();
 }

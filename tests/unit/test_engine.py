@@ -1,6 +1,7 @@
 """The engine with all ranks in this process."""
 
 import copy
+import itertools
 import json
 import os
 import signal
@@ -364,3 +365,26 @@ def test_a_dump_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch, bat
         pytest.raises(LaneTimeout, match=r"too late; .* could not be written"),
     ):
         engine.step(*batch)
+
+
+def test_slower_links_hold_messages_back(batch):
+    plan, modules = make_plan(), make_modules(2)
+    expected = copy.deepcopy(modules)
+    losses = naive(expected, batch)
+    with pipert.Engine(plan, modules, squared_error, link_delays_ms={(0, 1): (3, 2)}) as engine:
+        result = engine.step(*batch)
+    assert result.losses.tolist() == losses
+    assert_same(grads(modules), grads(expected))
+    trace, rows = result.trace, {text: row for row, text in enumerate(plan.op_text)}
+    for microbatch in range(NUM_MICROBATCHES):
+        sent, received = rows[f"0SEND_F{microbatch}"], rows[f"1RECV_F{microbatch}"]
+        assert trace.end[received] >= trace.end[sent] + 5e6
+        assert trace.start[rows[f"1F{microbatch}"]] >= trace.end[received]
+    arrivals = [trace.end[rows[f"1RECV_F{microbatch}"]] for microbatch in range(NUM_MICROBATCHES)]
+    assert all(later >= earlier + 2e6 for earlier, later in itertools.pairwise(arrivals))
+
+
+@pytest.mark.parametrize("delay", [(-1, 0), (0, -1)])
+def test_negative_delays_are_refused(delay):
+    with pytest.raises(ConfigError, match="must not be negative"):
+        pipert.Engine(make_plan(), make_modules(2), squared_error, link_delays_ms={(0, 1): delay})
