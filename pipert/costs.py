@@ -278,6 +278,20 @@ class Costs:
 
         return calibrate(trace)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a TOML file that `load` reads; it holds the same costs, exactly.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        from pipert.costs_text import dumps
+
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(dumps(self))
+        except OSError as error:
+            raise ConfigError(f"cannot write {os.fspath(path)!r}: {error.strerror}") from error
+
     @property
     def occupancy(self) -> float:
         """The time for which one transfer occupies its edge, on edges that have no link of their own."""

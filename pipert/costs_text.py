@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import sys
@@ -20,6 +21,7 @@ else:
 _LISTS = ("microbatch_scale", "rank_speed")
 _STAGE = (*SIZE_NAMES, "microbatch_scale")
 _COMMON = ("p2p", "bandwidth", "message_bytes", "host_cores", "rank_speed", "overlap")
+_UNSAID = {"bandwidth": (None,), "message_bytes": (0,), "host_cores": (None,), "rank_speed": ((),), "overlap": (1,)}
 _LINK = ("src", "dst", "latency", "bandwidth")
 _TIMES = ("F", "I", "W", "B")
 
@@ -50,6 +52,24 @@ def load(path: str | os.PathLike[str]) -> Costs:
         return _from_file(values)
     except ConfigError as error:
         raise ConfigError(f"costs file {name!r}: {error}") from error
+
+
+def dumps(costs: Costs) -> str:
+    """Write costs as the text of a file that `load` reads."""
+    lines = [_toml(name, getattr(costs, name)) for name in _COMMON if getattr(costs, name) not in _UNSAID.get(name, ())]
+    stages = [dataclasses.asdict(stage) for stage in costs.stages]
+    for stage in stages:
+        if not costs.whole_rank:
+            lines += ["", "[[stage]]"]
+        lines += [_toml(name, value) for name, value in stage.items() if value not in (None, ())]
+    for (source, destination), link in costs.links.items():
+        values = {"src": source, "dst": destination, **dataclasses.asdict(link)}
+        lines += ["", "[[link]]", *(_toml(name, value) for name, value in values.items() if value is not None)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _toml(name: str, value: float | Sequence[float]) -> str:
+    return f"{name} = {list(value) if isinstance(value, Sequence) else value!r}"
 
 
 def _split_item(item: str) -> tuple[str, float | tuple[float, ...]]:

@@ -16,7 +16,18 @@ from rich.markup import escape
 from pipert.errors import PipertError
 from pipert.version import __version__
 
-COMMANDS: tuple[str, ...] = ("bench", "check", "doctor", "plan", "schedules", "simulate", "sweep", "train", "view")
+COMMANDS: tuple[str, ...] = (
+    "bench",
+    "check",
+    "doctor",
+    "plan",
+    "schedules",
+    "simulate",
+    "sweep",
+    "train",
+    "tune",
+    "view",
+)
 
 app = typer.Typer(
     name="pipert",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import pathlib
 import shutil
@@ -65,6 +66,8 @@ def plan(
 
     pipert plan auto --ranks 8 --microbatches 32 --costs F=2,I=2,W=1,p2p=0.1 --memory-limit 8 --time-limit 30
 
+    pipert plan optimal --ranks 8 --microbatches 16 --chunks 1 --memory-limit 8
+
     pipert plan interleaved --ranks 4 --microbatches 8 --chunks 3 --format csv
     """
     from pipert import sources
@@ -74,6 +77,7 @@ def plan(
     from pipert.view import timeline_svg
 
     known_costs = inputs.load_costs(costs, costs_file, costs_from=costs_from)
+    bounds: list[float] = []
     with searching(time_limit, seed) as effort:
         source = sources.load(
             target,
@@ -82,7 +86,7 @@ def plan(
             chunks=chunks,
             costs=known_costs,
             memory_limit=memory_limit,
-            effort=effort,
+            effort=dataclasses.replace(effort, proven=bounds.append),
         )
     chosen = format or _format_of(output)
     if chosen is Format.CSV:
@@ -90,7 +94,7 @@ def plan(
     elif chosen is Format.LOWERED_CSV:
         _write(plan_to_csv(source.plan()), output)
     elif chosen is Format.GRID:
-        prediction = _prediction(simulate(source.plan(), known_costs))
+        prediction = _prediction(simulate(source.plan(), known_costs), bounds)
         width = shutil.get_terminal_size().columns if output is None and sys.stdout.isatty() else None
         _write(f"{grid(source.program(), width=width)}\n{prediction}\n", output)
     elif chosen is Format.SVG:
@@ -107,11 +111,15 @@ def _format_of(output: pathlib.Path | None) -> Format:
     return Format(suffix) if suffix in ("csv", "json", "svg") else Format.GRID
 
 
-def _prediction(report: Report) -> str:
-    return (
+def _prediction(report: Report, bounds: list[float]) -> str:
+    text = (
         f"predicted: makespan {report.makespan:g}, bubble {report.bubble_rate:.1%} (over the longest rank's span "
         f"{report.bubble_rate_span:.1%}), peak activation {max(report.peak_activation):g}"
     )
+    for bound in bounds:
+        gap = max(0.0, 1 - bound / report.longest_rank_span)
+        text += f"\nproven: no schedule of this placement has its longest rank span below {bound:.6g}; gap {gap:.2%}"
+    return text
 
 
 def _write(text: str, output: pathlib.Path | None) -> None:

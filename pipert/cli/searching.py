@@ -19,8 +19,8 @@ TimeLimit = Annotated[
     typer.Option(
         "--time-limit",
         metavar="SECONDS",
-        help="How long a schedule is searched for (auto, zb-1p, zb-2p); without it, some seconds, and always the same "
-        "result. Ctrl-C takes the best so far.",
+        help="How long to search (auto, optimal, zb-1p, zb-2p); without it, so long as it takes, and always with the "
+        "same result. Ctrl-C takes the best so far.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the search: the same seed finds the same schedule.")]

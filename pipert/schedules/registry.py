@@ -26,6 +26,7 @@ from pipert.schedules.one_f_one_b import one_f_one_b
 from pipert.schedules.refine import refined
 from pipert.schedules.request import Effort, Make, Request, rank_by_rank
 from pipert.schedules.searched import auto, zb_1p, zb_2p
+from pipert.schedules.solved import optimal
 from pipert.schedules.two_stage_backward import gpipe_2bp, one_f_one_b_2bp
 from pipert.schedules.zb_h1 import zb_h1
 from pipert.schedules.zb_h2 import zb_h2
@@ -217,6 +218,14 @@ SCHEDULES = {
         bubble="searched",
         peak="the limit",
         paper="arXiv 2401.10241, section 3.1",
+        chunks_vary=True,
+        from_costs=True,
+    ),
+    "optimal": Schedule(
+        make=optimal,
+        bubble="the least",
+        peak="the limit",
+        paper="arXiv 2401.10241, section 3",
         chunks_vary=True,
         from_costs=True,
     ),

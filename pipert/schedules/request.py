@@ -20,6 +20,7 @@ class Effort:
         time_limit_s: search until so much time is over; None: as long as the schedule's own effort lasts.
         progress: called now and then with the best figure so far and the share of the search that is over, 0 to 1.
         should_stop: asked now and then; once it says so, the best so far is taken.
+        proven: called with the longest rank span that no schedule of this placement goes below, where one is proven.
 
     Raises:
         ConfigError: the time limit is no positive number.
@@ -29,6 +30,7 @@ class Effort:
     time_limit_s: float | None = None
     progress: Callable[[float, float], None] | None = None
     should_stop: Callable[[], bool] | None = None
+    proven: Callable[[float], None] | None = None
 
     def __post_init__(self) -> None:
         if self.time_limit_s is not None and not (math.isfinite(self.time_limit_s) and self.time_limit_s > 0):

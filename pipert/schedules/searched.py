@@ -89,7 +89,10 @@ def _search(
         request.memory_limit if limits is None else limits,
         start=start,
         rounds=rounds,
-        **{field.name: getattr(request.effort, field.name) for field in dataclasses.fields(Effort)},
+        seed=request.effort.seed,
+        time_limit_s=request.effort.time_limit_s,
+        progress=request.effort.progress,
+        should_stop=request.effort.should_stop,
     )
 
 

@@ -19,6 +19,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from pipert.solve.problem import Problem
 
 _FORWARD, _INPUT_GRAD, _WEIGHT_GRAD = KINDS
 _TOLERANCE = 1e-9
+_GLANCE_S = 0.1
 RECV_DEPTH = 2
 """The receive window that the schedules are made for; the default of :func:`pipert.compile`."""
 
@@ -42,7 +44,7 @@ Goal = Literal["longest_rank_span", "makespan"]
 """The figure of `pipert.sim.Report` that is minimised."""
 
 Progress = Callable[[float, float], None]
-"""Called with the best figure and the proven bound so far, in the unit of the costs."""
+"""Called with the best figure so far, and the share of the time limit that is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,11 @@ def optimal(
     time_limit_s: float = 60.0,
     seed: int = 0,
     progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Solution:
     """Find the best order of a program's ops under a memory limit.
 
-    Ctrl-C ends the search, and the best schedule so far is the answer. The same arguments give the same answer, unless
-    time ends the search.
+    The same arguments give the same answer, unless time or the caller ends the search.
 
     Args:
         hint: a valid program; it gives the placement and where to start from. The answer is no slower, unless the hint
@@ -98,7 +100,8 @@ def optimal(
         goal: which figure to minimise.
         time_limit_s: for the search, in seconds.
         seed: of the search.
-        progress: told about every better schedule.
+        progress: called now and then.
+        should_stop: asked now and then; once it says so, the best so far is the answer.
 
     Raises:
         ConfigError: OR-Tools is missing, no schedule keeps the memory limit, or none was found in time.
@@ -115,16 +118,23 @@ def optimal(
 
     consider(hint)
     consider(split_backward(hint))
-    deadline = time.monotonic() + time_limit_s
+    began = time.monotonic()
+
+    def watch(found: float | None) -> bool:
+        known = [figure for figure in (found, best.figure if best else None) if figure is not None]
+        if progress is not None and known:
+            progress(min(known), min(1.0, (time.monotonic() - began) / time_limit_s))
+        return should_stop is None or not should_stop()
+
     shop: JobShop | None = None
     for windows, share in ((False, 0.25), (True, 1.0)):
-        left = deadline - time.monotonic()
-        if left <= 0 or (best is not None and best.figure <= bound * (1 + _TOLERANCE)):
+        left = began + time_limit_s - time.monotonic()
+        if left <= 0 or not watch(None) or (best is not None and best.figure <= bound * (1 + _TOLERANCE)):
             break
         shop = shop or JobShop(problem)
         search = _Search(shop, goal, bound, windows)
         search.hint(shop.starts(best.program if best else hint))
-        starts, proven = search.run(left * share, seed, progress)
+        starts, proven = search.run(left * share, seed, watch)
         bound = max(bound, proven)
         if starts is not None:
             consider(dataclasses.replace(hint, ranks=shop.order(starts)))
@@ -144,7 +154,12 @@ def _figure(program: Program, costs: Costs, memory_limit: float | None, goal: Go
     return float(getattr(report, goal))
 
 
-def _cp_model() -> Any:
+def cp_model() -> Any:
+    """Import OR-Tools' CP-SAT.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         from ortools.sat.python import cp_model
     except ImportError as error:
@@ -157,7 +172,7 @@ class _Search:
 
     def __init__(self, shop: JobShop, goal: Goal, bound: float, windows: bool) -> None:
         self.shop = shop
-        self.cp = _cp_model()
+        self.cp = cp_model()
         self.model = self.cp.CpModel()
         self.start: dict[Op, Any] = {}
         self.end: dict[Op, Any] = {}
@@ -286,24 +301,31 @@ class _Search:
         for op, start in starts.items():
             self.model.add_hint(self.start[op], start)
 
-    def run(self, time_limit_s: float, seed: int, progress: Progress | None) -> tuple[Starts | None, float]:
-        """Return the starts of the best schedule, if one was found, and the proven bound in the unit of the costs."""
-        quantum = self.shop.quantum
+    def run(self, time_limit_s: float, seed: int, watch: Callable[[float | None], bool]) -> tuple[Starts | None, float]:
+        """Return the starts of the best schedule, if one was found, and the proven bound in the unit of the costs.
+
+        Args:
+            time_limit_s: for CP-SAT.
+            seed: of its search.
+            watch: called now and then with the best figure so far, if there is one; it says whether to go on.
+        """
         solver = self.cp.CpSolver()
         solver.parameters.max_time_in_seconds = time_limit_s
         solver.parameters.num_workers = 1  # deterministic; here also faster than several that share two cores
         solver.parameters.random_seed = seed
-        status = solver.solve(self.model, _observer(self.cp, progress, quantum) if progress else None)
-        if status in (self.cp.MODEL_INVALID, self.cp.INFEASIBLE):
-            raise AssertionError(f"the job shop must have a schedule, but CP-SAT says {solver.status_name(status)}")
+        solver.parameters.catch_sigint_signal = False
+        best = self.cp.CpSolverSolutionCallback()
+        found: list[float] = []
+        best.on_solution_callback = lambda: found.append(best.objective_value * self.shop.quantum)
+        with ThreadPoolExecutor(1) as pool:
+            solving = pool.submit(solver.solve, self.model, best)
+            while not wait([solving], timeout=_GLANCE_S).done:
+                if not watch(min(found, default=None)):
+                    solver.stop_search()
+            status = solving.result()
+        bound = float(solver.best_objective_bound * self.shop.quantum)
+        if status == self.cp.UNKNOWN:
+            return None, bound
         if status not in (self.cp.OPTIMAL, self.cp.FEASIBLE):
-            return None, solver.best_objective_bound * quantum
-        return {op: solver.value(start) for op, start in self.start.items()}, solver.best_objective_bound * quantum
-
-
-def _observer(cp: Any, progress: Progress, quantum: float) -> Any:
-    class Observer(cp.CpSolverSolutionCallback):  # type: ignore[misc]
-        def on_solution_callback(self) -> None:
-            progress(self.objective_value * quantum, self.best_objective_bound * quantum)
-
-    return Observer()
+            raise AssertionError(f"every job shop has a schedule, but CP-SAT says {solver.status_name(status)}")
+        return {op: solver.value(start) for op, start in self.start.items()}, bound

@@ -154,7 +154,7 @@ def test_cp_sat_is_not_below_the_bound(size, limit, goal):
         memory_limit = None if limit is None else 4.0 * limit + rng.randint(0, 3)
         shop = JobShop(Problem.of(program, costs, memory_limit))
         search = _Search(shop, goal, 0.0, False)
-        starts, proven = search.run(3.0, 0, None)
+        starts, proven = search.run(3.0, 0, lambda _: True)
         assert starts is not None
         found = max(starts[op] + shop.durations[op] for op in starts) * shop.quantum
         if goal == "longest_rank_span":

@@ -86,3 +86,19 @@ def test_mistakes_are_told(arguments: tuple[object, ...], message: str) -> None:
     result = invoke(*arguments)
     assert isinstance(result.exception, ConfigError)
     assert message in str(result.exception)
+
+
+def test_the_optimal_schedule_is_shown_with_its_proof() -> None:
+    pytest.importorskip("ortools")
+    sizes = ("--ranks", 4, "--microbatches", 6, "--chunks", 1, "--memory-limit", 3)
+    result = invoke("optimal", *sizes, "--time-limit", 20)
+    assert result.exit_code == 0, result.output
+    last = result.stdout.splitlines()[-1]
+    assert last == "proven: no schedule of this placement has its longest rank span below 22; gap 0.00%"
+
+
+def test_a_limit_that_no_schedule_keeps_is_refused_with_the_least() -> None:
+    pytest.importorskip("ortools")
+    result = invoke("optimal", "--ranks", 4, "--microbatches", 6, "--chunks", 1, "--memory-limit", 0.5)
+    assert isinstance(result.exception, ConfigError)
+    assert "the least limit is 1" in str(result.exception)
