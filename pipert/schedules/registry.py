@@ -117,7 +117,7 @@ SCHEDULES = {
         num_chunks=2,
         chunks_vary=True,
         bubble="< (p-1)(F+I-W)/v",
-        peak="p+(2p+1)//3/v",
+        peak="p+round(2p/3)/v",
         paper="arXiv 2401.10241, section 2",
     ),
     "zb-v": Schedule(

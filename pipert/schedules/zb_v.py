@@ -17,7 +17,8 @@ def zb_v(rank: int, num_ranks: int, num_microbatches: int, num_chunks: int) -> l
     """List the ops of ``rank``, which holds a stage of the V's way down and one of its way up.
 
     In the pattern a small letter is the way down, a capital the way up; each letter takes the next microbatch.
-    The pattern needs 2p - 1 microbatches to fill; with fewer, those that are not there are left out.
+    The pattern needs 2p - 1 microbatches to fill; with fewer, those that are not there are left out, and weight
+    gradients have better places then.
     """
     stages = (rank, 2 * num_ranks - 1 - rank)
     up = num_ranks - rank
