@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import pathlib
-import shutil
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from pipert.ir.csv import to_csv
 from pipert.ir.grid import grid
 
 if TYPE_CHECKING:
+    from pipert.ir import Program
     from pipert.trace import Report
 
 
@@ -95,8 +95,11 @@ def plan(
         _write(plan_to_csv(source.plan()), output)
     elif chosen is Format.GRID:
         prediction = _prediction(simulate(source.plan(), known_costs), bounds)
-        width = shutil.get_terminal_size().columns if output is None and sys.stdout.isatty() else None
-        _write(f"{grid(source.program(), width=width)}\n{prediction}\n", output)
+        if output is None and sys.stdout.isatty():
+            _show(source.program())
+            _write(f"{prediction}\n", None)
+        else:
+            _write(f"{grid(source.program(), width=None)}\n{prediction}\n", output)
     elif chosen is Format.SVG:
         trace = simulate(source.plan(), known_costs).trace
         _write(timeline_svg([(trace.plan.name, trace)], costs=known_costs), output)
@@ -120,6 +123,16 @@ def _prediction(report: Report, bounds: list[float]) -> str:
         gap = max(0.0, 1 - bound / report.longest_rank_span)
         text += f"\nproven: no schedule of this placement has its longest rank span below {bound:.6g}; gap {gap:.2%}"
     return text
+
+
+def _show(program: Program) -> None:
+    """Draw the grid on the terminal, as much of it as is wide enough."""
+    from rich.console import Console
+
+    from pipert.cli.colored_grid import colored
+
+    console = Console(highlight=False)
+    console.print(colored(grid(program, width=console.width), program), end="", soft_wrap=True)
 
 
 def _write(text: str, output: pathlib.Path | None) -> None:

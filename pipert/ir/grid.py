@@ -5,15 +5,17 @@ from __future__ import annotations
 from pipert.ir.op import Op
 from pipert.ir.program import Program
 from pipert.ir.replay import replay
+from pipert.ops import LaneKind
 
 _IDLE = "."
 
 
 def grid(program: Program, *, width: int | None = 100) -> str:
-    """Draw ``program`` as it runs on an ideal clock, where F, I, W and R take one step and B takes two.
+    """Draw the compute ops of ``program`` on an ideal clock, where F, I, W and R take one step and B takes two.
 
-    The stage is left out of the ops where rank r holds stage r and no other. A dash continues an op to the left of it,
-    a dot is idle. A program that cannot run to its end is drawn as far as it gets, with the ops that are stuck.
+    The stage is left out of the ops where rank r holds stage r and no other. An op has a prime where its microbatch
+    takes the second path (two for the third). A dash continues an op to the left of it, a dot is idle. A program that
+    cannot run to its end is drawn as far as it gets, with the ops that are stuck.
 
     Args:
         program: need not be valid.
@@ -22,7 +24,7 @@ def grid(program: Program, *, width: int | None = 100) -> str:
     rows = replay(program)
     num_steps = max((row[-1].end for row in rows if row), default=0)
     plain = program.paths == (tuple(range(program.num_ranks)),)
-    texts = [[(_cell_text(timed.op, plain), timed.start, timed.end) for timed in row] for row in rows]
+    texts = [[(_cell_text(program, timed.op, plain), timed.start, timed.end) for timed in row] for row in rows]
     cell = max((_cell_width(len(text), end - start) for row in texts for text, start, end in row), default=1)
     label = len(str(program.num_ranks - 1))
 
@@ -39,12 +41,22 @@ def grid(program: Program, *, width: int | None = 100) -> str:
 def _title(program: Program, num_steps: int) -> str:
     counts = ((program.num_ranks, "rank"), (program.num_stages, "stage"), (program.num_microbatches, "microbatch"))
     sizes = ", ".join(f"{n} {noun}{'' if n == 1 else 'es' if noun.endswith('ch') else 's'}" for n, noun in counts)
-    return f"{program.name}: {sizes}; {num_steps} steps at F = I = W = 1, B = 2"
+    paths = f", {len(program.paths)} paths (F0, F0')" if len(program.paths) > 1 else ""
+    return f"{program.name}: {sizes}{paths}; {num_steps} steps at F = I = W = 1, B = 2"
 
 
-def _cell_text(op: Op, plain: bool) -> str:
+def _cell_text(program: Program, op: Op, plain: bool) -> str:
     texts = [f"{part.kind.text}{part.microbatch}" if plain else str(part) for part in op.unpacked]
+    if len(program.paths) > 1:
+        primes = ["'" * path for path in _paths(program, op)]
+        texts = [text + prime for text, prime in zip(texts, primes, strict=True)]
     return "+".join(texts)
+
+
+def _paths(program: Program, op: Op) -> list[int]:
+    """Return the path of each part; 0 where a program that is not valid names no path."""
+    count = program.num_microbatches
+    return [program.path_of[part.microbatch] if 0 <= part.microbatch < count else 0 for part in op.unpacked]
 
 
 def _cell_width(length: int, num_steps: int) -> int:
@@ -64,8 +76,9 @@ def _row_text(row: list[tuple[str, int, int]], cell: int, num_steps: int) -> str
 
 
 def _stuck(program: Program, num_done: list[int]) -> list[str]:
+    computed = [[op for op in ops if op.kind.lane is LaneKind.COMPUTE] for ops in program.ranks]
     return [
         f"stuck: rank {rank} waits at {ops[done]}, {len(ops) - done} of its {len(ops)} ops left"
-        for rank, (ops, done) in enumerate(zip(program.ranks, num_done, strict=True))
+        for rank, (ops, done) in enumerate(zip(computed, num_done, strict=True))
         if done < len(ops)
     ]

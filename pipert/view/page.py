@@ -84,7 +84,7 @@ def _page_trace(label: str, trace: Trace, costs: Costs) -> dict[str, Any]:
         "measured": trace.unit == "ns",
         "figures": figures,
         "clocks": [[clock.offset_ns, clock.uncertainty_ns] for clock in trace.clocks],
-        "tones": tones(plan),
+        "tones": tones(plan.paths),
         "pathOf": plan.path_of,
         "held": [[stage.act, stage.act_w, stage.act_kept] for stage in costs.for_plan(plan)],
         "lanes": [[lane.rank, lane.kind.value, lane.peer] for lane in plan.lanes],

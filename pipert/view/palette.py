@@ -7,7 +7,6 @@ CIE Lab is at least 23, simulated after Machado et al. 2009 for full protanopia,
 from __future__ import annotations
 
 from pipert.ops import LaneKind, OpKind
-from pipert.plan import Plan
 
 Color = tuple[int, int, int]
 """Red, green, blue; 0 to 255."""
@@ -44,17 +43,21 @@ def toned(color: Color, tone: float) -> Color:
 def ink_on(color: Color) -> str:
     """Return the colour of text on a colour: near black or white."""
     red, green, blue = color
-    return "#10151d" if 0.3 * red + 0.59 * green + 0.11 * blue > 140 else "#fff"
+    return "#10151d" if 0.3 * red + 0.59 * green + 0.11 * blue > 140 else "#ffffff"
 
 
-def tones(plan: Plan) -> tuple[tuple[float, ...], ...]:
-    """Give each (path, stage) its tone: a rank's chunks get lighter one by one, later paths are darker throughout."""
-    if len(plan.paths) == 1:
+def tones(paths: tuple[tuple[int, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    """Give each (path, stage) its tone: a rank's chunks get lighter one by one, later paths are darker throughout.
+
+    Args:
+        paths: per path, the rank of each stage.
+    """
+    if len(paths) == 1:
         bands = [(0.0, _LIGHTEST)]
     else:
-        width = (_LIGHTEST - _DARKEST) / len(plan.paths)
-        bands = [(_LIGHTEST - (path + 0.7) * width, _LIGHTEST - path * width) for path in range(len(plan.paths))]
-    return tuple(_path_tones(path, *band) for path, band in zip(plan.paths, bands, strict=True))
+        width = (_LIGHTEST - _DARKEST) / len(paths)
+        bands = [(_LIGHTEST - (path + 0.7) * width, _LIGHTEST - path * width) for path in range(len(paths))]
+    return tuple(_path_tones(path, *band) for path, band in zip(paths, bands, strict=True))
 
 
 def _path_tones(path: tuple[int, ...], low: float, high: float) -> tuple[float, ...]:

@@ -173,7 +173,7 @@ class _Panel:
                 needed = 20 if bar.half else 10
                 if bar.label and self._bar >= needed and (bar.right - bar.left) / 10 > _DIGIT * len(bar.label) + 2:
                     x, y = _LEFT + (bar.left + bar.right) / 20, rank * self._pitch + baselines[bar.half]
-                    ink = "white" if ink_on(bar.color) == "#fff" else "ink"
+                    ink = "white" if ink_on(bar.color) == "#ffffff" else "ink"
                     yield f'<text class="on {ink}" x="{x:.1f}" y="{y:g}">{bar.label}</text>'
 
 
@@ -210,7 +210,7 @@ class _Paint:
     """Gives ops their colours."""
 
     def __init__(self, report: Report) -> None:
-        self._tones, self._path_of = tones(report.trace.plan), report.trace.plan.path_of
+        self._tones, self._path_of = tones(report.trace.plan.paths), report.trace.plan.path_of
         self._known: dict[tuple[OpKind, int, int], Color] = {}
 
     def color(self, op: Op) -> Color:
@@ -260,7 +260,7 @@ def _legend(reports: Sequence[Report], width: int) -> tuple[list[str], int]:
     """Give the legend's parts, and how many lines it takes."""
     colors: dict[OpKind, dict[float, Color]] = defaultdict(dict)
     for report in reports:
-        plan, table = report.trace.plan, tones(report.trace.plan)
+        plan, table = report.trace.plan, tones(report.trace.plan.paths)
         used = {(part.kind, part.stage, plan.path_of[part.microbatch]) for op in plan.ops for part in op.unpacked}
         for kind, stage, path in used:
             if kind.lane is LaneKind.COMPUTE:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rich.style import Style
+
 from pipert import schedules
+from pipert.cli.colored_grid import colored
 from pipert.ir import Op, Program
 from pipert.ir.grid import grid
 
@@ -57,3 +60,33 @@ def test_a_program_that_gets_stuck_shows_where() -> None:
 
 def test_a_program_without_ops_is_a_title_and_empty_rows() -> None:
     assert str(program("", stage_ranks=(0,))).splitlines()[1:] == ["0"]
+
+
+def test_ops_of_a_second_path_have_a_prime() -> None:
+    rows = ("0F0 1F1 1B1 0B0", "0F1 1F0 1B0 0B1")
+    ranks = tuple(tuple(map(Op.parse, row.split())) for row in rows)
+    lines = str(Program("mine", ((0, 1), (1, 0)), (0, 1), ranks)).splitlines()
+    assert lines == [
+        "mine: 2 ranks, 2 stages, 2 microbatches, 2 paths (F0, F0'); 6 steps at F = I = W = 1, B = 2",
+        "0 0F0  1F1' 1B1'----- 0B0------",
+        "1 0F1' 1F0  1B0------ 0B1'-----",
+    ]
+
+
+def test_a_terminal_shows_kinds_in_colours() -> None:
+    made = schedules.build("zb-v", num_ranks=2, num_microbatches=2)
+    text = colored(grid(made), made)
+    assert text.plain == f"{grid(made)}\n"
+    fills: dict[str, set[object]] = {}
+    for span in text.spans:
+        if isinstance(span.style, Style) and span.style.bgcolor:
+            fills.setdefault(text.plain[span.start + 1], set()).add(span.style.bgcolor)
+    assert {kind: len(colors) for kind, colors in fills.items()} == {"F": 2, "I": 2, "W": 2}  # a tone for each chunk
+    assert len(set.union(*fills.values())) == 6
+    numbers = [span for span in text.spans if isinstance(span.style, Style)]
+    assert len(numbers) == sum(len(ops) for ops in made.ranks)
+
+
+def test_collectives_take_no_room() -> None:
+    rows = program("0UNSHARD 0F0 0B0 0REDUCE_GRAD", "1F0 1B0", stage_ranks=(0, 1), num_microbatches=1)
+    assert str(rows).splitlines()[1:] == ["0 F0 .  .  .  B0---", "1 .  F0 B0--- .  ."]
