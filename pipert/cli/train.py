@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,9 @@ from pipert.train.config import DEFAULT_LAYERS, ModelConfig, TrainConfig
 
 _PIPELINE, _MODEL, _TRAINING = "Pipeline", "Model", "Training"
 _INTERRUPTED = 130  # 128 + SIGINT
+_MAKE_THE_PLAN = (
+    "schedule", "ranks", "microbatches", "chunks", "costs", "costs_file", "memory_limit", "plan", "recompute"
+)  # fmt: skip
 _CHECKS, _FILES = "Prediction and proof", "Files"
 
 
@@ -171,14 +175,16 @@ def _be_a_rank(config: TrainConfig, one_process: bool) -> None:
 
 
 def _start_ranks(config: TrainConfig, context: typer.Context) -> None:
-    """Start the ranks, after a look at what they are told."""
+    """Start the ranks, after a look at what they are told; all get the one plan that is made here."""
     from pipert import launch
     from pipert.train.plans import check, make_plan
 
     plan = make_plan(config, None)
     check(config, plan)
-    arguments = [*_options(context), f"--name={config.run_name(plan.name)}"]
-    status = launch.run([sys.executable, "-m", "pipert", "train", *arguments], plan.num_ranks)
+    with tempfile.TemporaryDirectory(prefix="pipert-") as folder:
+        plan.save(Path(folder, "plan.json"))
+        arguments = [*_options(context), f"--plan={folder}/plan.json", f"--name={config.run_name(plan.name)}"]
+        status = launch.run([sys.executable, "-m", "pipert", "train", *arguments], plan.num_ranks)
     if status == _INTERRUPTED:
         raise KeyboardInterrupt
     if status != 0:
@@ -186,12 +192,12 @@ def _start_ranks(config: TrainConfig, context: typer.Context) -> None:
 
 
 def _options(context: typer.Context) -> list[str]:
-    """Write the options of this call down again, but for the name."""
+    """Write the options of this call down again, but for those that made the plan, and the name."""
     options: list[str] = []
     for parameter in context.command.params:
         assert parameter.name is not None
         value = context.params.get(parameter.name)
-        if value == parameter.default or parameter.name == "name":
+        if value == parameter.default or parameter.name in (*_MAKE_THE_PLAN, "name"):
             continue
         if getattr(parameter, "is_flag", False):
             options.append((parameter.opts if value else parameter.secondary_opts)[0])

@@ -11,7 +11,7 @@ from pipelines import CASES, SCHEDULES, TWO_WAY, Pipeline, assert_same_bits, gra
 
 import pipert
 
-STEPS = 3
+LONG = ("zb-v", TWO_WAY)
 
 
 def check_one_step(pipe: Pipeline, rank: int) -> None:
@@ -36,7 +36,7 @@ def check_one_step(pipe: Pipeline, rank: int) -> None:
     assert list(result.trace.recorded()) == own_ops
 
 
-def check_training(pipe: Pipeline, rank: int) -> None:
+def check_training(pipe: Pipeline, rank: int, num_steps: int) -> None:
     """Several steps with the optimizer, some accumulated, microbatches of changing sizes, an evaluation between."""
     alone, modules = pipe.copies(), pipe.copies(rank)
     options = {"clip_norm": 0.05, "tied": pipe.tied, "seed": 5}
@@ -46,7 +46,7 @@ def check_training(pipe: Pipeline, rank: int) -> None:
     )
     is_first, is_last = rank in pipe.plan.holders(0), rank in pipe.plan.holders(pipe.plan.num_stages - 1)
     with everything, here:
-        for step in range(2 * STEPS):
+        for step in range(num_steps):
             turn = step % len(pipe.inputs)
             inputs = [x.repeat(1 + step % 3, 1) for x in pipe.inputs[turn:] + pipe.inputs[:turn]]
             targets = [y.repeat(1 + step % 3, 1) for y in pipe.targets[turn:] + pipe.targets[:turn]]
@@ -77,7 +77,7 @@ def main() -> None:
     chosen = sys.argv[1:] or SCHEDULES
     for index, schedule in enumerate(chosen):
         check_one_step(pipeline(CASES[index % len(CASES)], schedule, num_ranks), rank)
-        check_training(pipeline("tied", schedule, num_ranks), rank)
+        check_training(pipeline("tied", schedule, num_ranks), rank, 6 if schedule in LONG else 2)
     for case in CASES:
         check_one_step(pipeline(case, TWO_WAY, num_ranks), rank)
     dist.destroy_process_group()

@@ -53,14 +53,21 @@ def test_refusals(options, text):
 def test_options_are_passed_on_as_given(monkeypatch):
     from pipert import launch
 
-    calls, given = [], ["--ranks=2", "--schedule=1f1b", "--untied", "--verify", "--lr=0.01", "--name=x"]
-    monkeypatch.setattr(launch, "run", lambda command, num_ranks: calls.append((command, num_ranks)) or 0)
-    result = RUNNER.invoke(app, ["train", *given])
+    calls, given = [], ["--untied", "--verify", "--lr=0.01", "--name=x"]
+
+    def run(command, num_ranks):
+        plan = next(option for option in command if option.startswith("--plan="))
+        calls.append((command, num_ranks, plan, pipert.Plan.load(plan.removeprefix("--plan="))))
+        return 0
+
+    monkeypatch.setattr(launch, "run", run)
+    result = RUNNER.invoke(app, ["train", "--ranks=2", "--schedule=1f1b", *given])
     assert result.exit_code == 0, result.output
-    ((command, num_ranks),) = calls
+    ((command, num_ranks, plan_option, plan),) = calls
     assert num_ranks == 2
     assert command[1:4] == ["-m", "pipert", "train"]
-    assert set(command[4:]) == set(given)
+    assert set(command[4:]) == {*given, plan_option}
+    assert (plan.name, plan.num_ranks) == ("1f1b", 2)
 
 
 @pytest.mark.parametrize(("status", "code"), [(0, 0), (1, 1), (137, 1), (130, 130)])
