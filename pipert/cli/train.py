@@ -104,6 +104,10 @@ def train(
     resume: Annotated[
         Path | None, _option("Go on from the newest checkpoint in this folder; ranks and schedule may differ.", _FILES)
     ] = None,
+    profile_layers: Annotated[
+        Path | None,
+        _option("Train nothing: time each layer of the model, and write a profile for `pipert tune`.", _FILES),
+    ] = None,
     name: Annotated[str | None, _option("Results go to runs/NAME.", _FILES, show_default="time and schedule")] = None,
 ) -> None:
     """Train a small GPT through a pipeline, and show what was predicted and what was measured.
@@ -114,6 +118,7 @@ def train(
     pipert train --verify                                a demonstration, some two minutes
     pipert train --schedule 1f1b --ranks 2 --data book.txt
     pipert train --schedule zb-h1 --timed F=20,I=20,W=20
+    pipert train --profile-layers layers.csv             what `pipert tune` wants
     torchrun --nproc-per-node 4 -m pipert train --steps 500 --save out
     """  # noqa: D301
     config = TrainConfig(
@@ -145,12 +150,26 @@ def train(
         name=name,
     )
     try:
-        if one_process or "RANK" in os.environ:
+        if profile_layers is not None:
+            _profile_layers(config, profile_layers)
+        elif one_process or "RANK" in os.environ:
             _be_a_rank(config, one_process)
         else:
             _start_ranks(config, context)
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
+
+
+def _profile_layers(config: TrainConfig, file: Path) -> None:
+    from pipert.cli import inputs
+    from pipert.cli.progress import progress_bar
+    from pipert.train.profile_layers import NUM_ROUNDS, profile_layers
+    from pipert.tune import dump_profile
+
+    with progress_bar("timing layers", NUM_ROUNDS) as advance:
+        layers = profile_layers(config, advance)
+    inputs.write(file, dump_profile(layers))
+    typer.echo(f"{file}: {len(layers)} layers, {sum(layer.time for layer in layers):.4g} ms of CPU time per microbatch")
 
 
 def _be_a_rank(config: TrainConfig, one_process: bool) -> None:
