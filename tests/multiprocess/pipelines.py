@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,7 +18,9 @@ from pipert.replicas import Replica, replicas
 
 WIDTH = 8
 TWO_WAY = "two-way"
-SCHEDULES = (*schedules.names(), TWO_WAY)
+CAN_SOLVE = importlib.util.find_spec("ortools") is not None
+SCHEDULES = (*(name for name in schedules.names() if CAN_SOLVE or name != "optimal"), TWO_WAY)
+PROGRAMS: dict[tuple[str, int, int], Program] = {}
 Modules = dict[Replica, nn.Module]
 
 
@@ -130,9 +133,15 @@ def two_way(num_ranks: int, num_microbatches: int) -> Program:
 
 
 def build(schedule: str, num_ranks: int, num_microbatches: int) -> Program:
-    if schedule == TWO_WAY:
-        return two_way(num_ranks, num_microbatches)
-    return schedules.build(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
+    """Make a program, once in a process: some are searched for."""
+    key = schedule, num_ranks, num_microbatches
+    if key not in PROGRAMS:
+        PROGRAMS[key] = (
+            two_way(num_ranks, num_microbatches)
+            if schedule == TWO_WAY
+            else schedules.build(schedule, num_ranks=num_ranks, num_microbatches=num_microbatches)
+        )
+    return PROGRAMS[key]
 
 
 def pipeline(case: str, schedule: str, num_ranks: int, *, num_microbatches: int | None = None) -> Pipeline:
