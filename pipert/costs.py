@@ -87,7 +87,10 @@ class StageCosts:
         return self.F if self.R is None else self.R
 
     def time_of(self, kind: OpKind) -> float:
-        """Return the time of one op, before `microbatch_scale`; 0 for kinds that are not a stage's own."""
+        """Return the time of one op, before `microbatch_scale`; 0 for kinds that are not a stage's own.
+
+        A kind that is for a rank takes the times of all the rank's stages together.
+        """
         name = _TIME_NAMES.get(kind.text)
         return 0.0 if name is None else float(getattr(self, name))
 

@@ -4,7 +4,7 @@ The C++ enum, the plan parser and the trace names are generated from this file a
 (``csrc/plan/generate_op_kinds.py``), so it imports nothing but the standard library.
 
 The texts are those of PyTorch's schedule CSV: ``2F0`` is stage 2, forward, microbatch 0; ``2UNSHARD`` is for all of
-stage 2.
+stage 2. The ops that end a step have a rank in front: ``2OPT`` is the optimizer of rank 2.
 """
 
 from __future__ import annotations
@@ -21,34 +21,56 @@ class LaneKind(enum.Enum):
     COLLECTIVE = "collective"
 
 
+class Scope(enum.Enum):
+    """What one op is about."""
+
+    MICROBATCH = "microbatch"
+    STAGE = "stage"
+    RANK = "rank"
+
+
 class OpKind(enum.Enum):
     """One kind of op: ``OpKind.FORWARD.text == "F"``, ``OpKind.FORWARD.lane is LaneKind.COMPUTE``.
 
     Attributes:
         text: the letters that stand for this kind in an op's text.
         lane: the kind of lane that runs it.
-        has_microbatch: whether it works on one microbatch; the others are for a stage as a whole.
+        scope: whether it works on one microbatch of a stage, is for a stage as a whole, or for a rank.
     """
 
     text: str
     lane: LaneKind
-    has_microbatch: bool
+    scope: Scope
 
-    FORWARD = ("F", LaneKind.COMPUTE, True)
-    BACKWARD = ("B", LaneKind.COMPUTE, True)
-    INPUT_GRAD = ("I", LaneKind.COMPUTE, True)
-    WEIGHT_GRAD = ("W", LaneKind.COMPUTE, True)
-    RECOMPUTE = ("R", LaneKind.COMPUTE, True)
-    OVERLAP_F_B = ("OVERLAP_F_B", LaneKind.COMPUTE, True)
-    SEND_F = ("SEND_F", LaneKind.SEND, True)
-    RECV_F = ("RECV_F", LaneKind.RECV, True)
-    SEND_B = ("SEND_B", LaneKind.SEND, True)
-    RECV_B = ("RECV_B", LaneKind.RECV, True)
-    UNSHARD = ("UNSHARD", LaneKind.COLLECTIVE, False)
-    RESHARD = ("RESHARD", LaneKind.COLLECTIVE, False)
-    REDUCE_GRAD = ("REDUCE_GRAD", LaneKind.COLLECTIVE, False)
+    FORWARD = ("F", LaneKind.COMPUTE, Scope.MICROBATCH)
+    BACKWARD = ("B", LaneKind.COMPUTE, Scope.MICROBATCH)
+    INPUT_GRAD = ("I", LaneKind.COMPUTE, Scope.MICROBATCH)
+    WEIGHT_GRAD = ("W", LaneKind.COMPUTE, Scope.MICROBATCH)
+    RECOMPUTE = ("R", LaneKind.COMPUTE, Scope.MICROBATCH)
+    OVERLAP_F_B = ("OVERLAP_F_B", LaneKind.COMPUTE, Scope.MICROBATCH)
+    SEND_F = ("SEND_F", LaneKind.SEND, Scope.MICROBATCH)
+    RECV_F = ("RECV_F", LaneKind.RECV, Scope.MICROBATCH)
+    SEND_B = ("SEND_B", LaneKind.SEND, Scope.MICROBATCH)
+    RECV_B = ("RECV_B", LaneKind.RECV, Scope.MICROBATCH)
+    UNSHARD = ("UNSHARD", LaneKind.COLLECTIVE, Scope.STAGE)
+    RESHARD = ("RESHARD", LaneKind.COLLECTIVE, Scope.STAGE)
+    REDUCE_GRAD = ("REDUCE_GRAD", LaneKind.COLLECTIVE, Scope.STAGE)
 
-    def __init__(self, text: str, lane: LaneKind, has_microbatch: bool) -> None:
+    NORM = ("NORM", LaneKind.COMPUTE, Scope.RANK)
+    OPT = ("OPT", LaneKind.COMPUTE, Scope.RANK)
+    VALIDATE = ("VALIDATE", LaneKind.COMPUTE, Scope.RANK)
+    ROLLBACK = ("ROLLBACK", LaneKind.COMPUTE, Scope.RANK)
+    SEND_NORM = ("SEND_NORM", LaneKind.SEND, Scope.RANK)
+    RECV_NORM = ("RECV_NORM", LaneKind.RECV, Scope.RANK)
+    SEND_TOTAL = ("SEND_TOTAL", LaneKind.SEND, Scope.RANK)
+    RECV_TOTAL = ("RECV_TOTAL", LaneKind.RECV, Scope.RANK)
+
+    def __init__(self, text: str, lane: LaneKind, scope: Scope) -> None:
         self.text = text
         self.lane = lane
-        self.has_microbatch = has_microbatch
+        self.scope = scope
+
+    @property
+    def has_microbatch(self) -> bool:
+        """Whether it works on one microbatch."""
+        return self.scope is Scope.MICROBATCH

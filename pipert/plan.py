@@ -36,7 +36,8 @@ class Slot:
     Attributes:
         rank: whose memory it is.
         stage: the stage that reads it.
-        payload: ``"input"`` of the stage (RECV_F) or ``"grad"`` of its output (RECV_B).
+        payload: ``"input"`` of the stage (RECV_F), ``"grad"`` of its output (RECV_B); ``"norm"`` or ``"total"`` of the
+            gradients, where ``stage`` is the rank again.
     """
 
     rank: int

@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipert import _core
 from pipert.costs import Costs, Link, StageCosts
-from pipert.ops import OpKind
+from pipert.ops import OpKind, Scope
 from pipert.trace.report import Report, measure
 from pipert.trace.trace import Trace
 
@@ -42,6 +44,14 @@ def simulate(plan: Plan, costs: Costs, *, memory_limit: float | None = None) -> 
     return dataclasses.replace(report, costs=costs, memory_limit=memory_limit)
 
 
+def _times(kind: OpKind, plan: Plan, stages: Sequence[StageCosts]) -> list[float]:
+    """Give the time of a kind on each stage; on each rank, of a kind that is for ranks (and 0 beyond the last)."""
+    if kind.scope is Scope.RANK:
+        of_rank = (sum(stages[stage].time_of(kind) for stage in plan.chunks(rank)) for rank in range(plan.num_ranks))
+        return list(itertools.islice(itertools.chain(of_rank, itertools.repeat(0.0)), plan.num_stages))
+    return [stage.time_of(kind) for stage in stages]
+
+
 def clock_costs(plan: Plan, costs: Costs) -> _core.ClockCosts:
     """Give the costs of a plan's ops in the form that the core takes."""
     stages = costs.for_plan(plan)
@@ -50,7 +60,7 @@ def clock_costs(plan: Plan, costs: Costs) -> _core.ClockCosts:
         for stage in stages:
             scale += stage.microbatch_scale or (1.0,) * plan.num_microbatches
     return _core.ClockCosts(
-        times={kind.text: [stage.time_of(kind) for stage in stages] for kind in OpKind},
+        times={kind.text: _times(kind, plan, stages) for kind in OpKind},
         scale=scale,
         rank_speed=costs.rank_speed,
         overlap=costs.overlap,

@@ -6,9 +6,6 @@ import sys
 
 table = runpy.run_path(sys.argv[1])
 rows = [f'PIPERT_LANE_KIND({lane.name}, "{lane.value}")' for lane in table["LaneKind"]]
-rows += [
-    f'PIPERT_OP_KIND({kind.name}, "{kind.text}", {kind.lane.name}, {str(kind.has_microbatch).lower()})'
-    for kind in table["OpKind"]
-]
+rows += [f'PIPERT_OP_KIND({kind.name}, "{kind.text}", {kind.lane.name}, {kind.scope.name})' for kind in table["OpKind"]]
 header = "// Generated from pipert/ops.py. Include with PIPERT_LANE_KIND and PIPERT_OP_KIND defined.\n"
 pathlib.Path(sys.argv[2]).write_text(header + "\n".join(rows) + "\n")

@@ -41,7 +41,7 @@ std::optional<Op> parse_pair(std::string_view text) {
   const std::optional<Op> first = parse_plain(text.substr(1, middle - 1));
   const std::optional<Op> second = parse_plain(text.substr(middle + 1, close - middle - 1));
   if (!first || !second) return std::nullopt;
-  if (lane_of(first->kind) != LaneKind::COMPUTE || lane_of(second->kind) != LaneKind::COMPUTE) return std::nullopt;
+  if (first->compute_parts().empty() || second->compute_parts().empty()) return std::nullopt;
   return Op{OpKind::OVERLAP_F_B, first->stage, first->microbatch, {first->parts[0], second->parts[0]}};
 }
 

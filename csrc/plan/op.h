@@ -22,13 +22,14 @@ struct ComputePart {
 
 struct Op {
   OpKind kind;
-  int32_t stage;                     // of an overlapped pair: of its first part
+  int32_t stage;                     // of an overlapped pair: of its first part; of a kind for ranks: the rank
   int32_t microbatch;                // likewise; -1 for a kind that has none
-  std::array<ComputePart, 2> parts;  // a plain compute op is its own first part; others have none
+  std::array<ComputePart, 2> parts;  // a microbatch's plain compute op is its own first part; others have none
 
-  // The parts in the order in which they run: two of an overlapped pair, one of a plain compute op, none of others.
+  // The parts in the order in which they run: two of an overlapped pair, one of a microbatch's plain compute op, none
+  // of others.
   std::span<const ComputePart> compute_parts() const {
-    if (lane_of(kind) != LaneKind::COMPUTE) return {};
+    if (lane_of(kind) != LaneKind::COMPUTE || !has_microbatch(kind)) return {};
     return {parts.data(), kind == OpKind::OVERLAP_F_B ? size_t{2} : size_t{1}};
   }
 };

@@ -10,7 +10,7 @@ namespace pipert {
 
 enum class LaneKind : uint8_t {
 #define PIPERT_LANE_KIND(name, text) name,
-#define PIPERT_OP_KIND(name, text, lane, has_microbatch)
+#define PIPERT_OP_KIND(name, text, lane, scope)
 #include "op_kinds.inc"
 #undef PIPERT_OP_KIND
 #undef PIPERT_LANE_KIND
@@ -18,11 +18,15 @@ enum class LaneKind : uint8_t {
 
 enum class OpKind : uint8_t {
 #define PIPERT_LANE_KIND(name, text)
-#define PIPERT_OP_KIND(name, text, lane, has_microbatch) name,
+#define PIPERT_OP_KIND(name, text, lane, scope) name,
 #include "op_kinds.inc"
 #undef PIPERT_OP_KIND
 #undef PIPERT_LANE_KIND
 };
+
+// What one op is about: a microbatch of a stage, a stage as a whole, or a rank (which then stands in place of the
+// stage).
+enum class Scope : uint8_t { MICROBATCH, STAGE, RANK };
 
 struct LaneKindRow {
   LaneKind kind;
@@ -33,12 +37,12 @@ struct OpKindRow {
   OpKind kind;
   std::string_view text;
   LaneKind lane;
-  bool has_microbatch;  // works on one microbatch, not on a stage as a whole
+  Scope scope;
 };
 
 inline constexpr auto lane_kind_table = std::to_array<LaneKindRow>({
 #define PIPERT_LANE_KIND(name, text) {LaneKind::name, text},
-#define PIPERT_OP_KIND(name, text, lane, has_microbatch)
+#define PIPERT_OP_KIND(name, text, lane, scope)
 #include "op_kinds.inc"
 #undef PIPERT_OP_KIND
 #undef PIPERT_LANE_KIND
@@ -46,7 +50,7 @@ inline constexpr auto lane_kind_table = std::to_array<LaneKindRow>({
 
 inline constexpr auto op_kind_table = std::to_array<OpKindRow>({
 #define PIPERT_LANE_KIND(name, text)
-#define PIPERT_OP_KIND(name, text, lane, has_microbatch) {OpKind::name, text, LaneKind::lane, has_microbatch},
+#define PIPERT_OP_KIND(name, text, lane, scope) {OpKind::name, text, LaneKind::lane, Scope::scope},
 #include "op_kinds.inc"
 #undef PIPERT_OP_KIND
 #undef PIPERT_LANE_KIND
@@ -56,7 +60,8 @@ constexpr std::string_view text_of(LaneKind kind) { return lane_kind_table[stati
 constexpr std::string_view text_of(OpKind kind) { return op_kind_table[static_cast<size_t>(kind)].text; }
 constexpr LaneKind lane_of(OpKind kind) { return op_kind_table[static_cast<size_t>(kind)].lane; }
 constexpr bool is_transfer(OpKind kind) { return lane_of(kind) == LaneKind::SEND || lane_of(kind) == LaneKind::RECV; }
-constexpr bool has_microbatch(OpKind kind) { return op_kind_table[static_cast<size_t>(kind)].has_microbatch; }
+constexpr Scope scope_of(OpKind kind) { return op_kind_table[static_cast<size_t>(kind)].scope; }
+constexpr bool has_microbatch(OpKind kind) { return scope_of(kind) == Scope::MICROBATCH; }
 
 constexpr std::optional<LaneKind> find_lane_kind(std::string_view text) {
   for (const LaneKindRow& row : lane_kind_table)

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "core/error.h"
@@ -17,11 +18,14 @@ uint64_t fingerprint_of(std::string_view text) {
   return hash;
 }
 
+// Row: Payload.
+constexpr auto payload_texts = std::to_array<std::string_view>({"input", "grad", "norm", "total"});
+
 // The columns as they stand in the text.
 struct Columns {
   std::vector<int32_t> lane_rank, lane_peer, slot_rank, slot_stage;
   std::vector<LaneKind> lane_kind;
-  std::vector<bool> slot_is_grad;
+  std::vector<Payload> slot_payload;
 };
 
 template <typename T>
@@ -64,9 +68,9 @@ void read_slots(JsonReader& json, Columns& columns) {
        [&] {
          json.array([&] {
            const std::string_view text = json.string();
-           if (text != "input" && text != "grad")
-             json.fail("expected payload \"input\" or \"grad\", found \"" + std::string(text.substr(0, 24)) + "\"");
-           columns.slot_is_grad.push_back(text == "grad");
+           const auto payload = std::find(payload_texts.begin(), payload_texts.end(), text);
+           if (payload == payload_texts.end()) json.fail("unknown payload \"" + std::string(text.substr(0, 24)) + "\"");
+           columns.slot_payload.push_back(static_cast<Payload>(payload - payload_texts.begin()));
          });
        }},
   });
@@ -157,12 +161,13 @@ void make_lanes(Plan& plan, const Columns& columns) {
 void make_slots(Plan& plan, const Columns& columns) {
   check_lengths<size_t>("slots", {{"rank", columns.slot_rank.size()},
                                   {"stage", columns.slot_stage.size()},
-                                  {"payload", columns.slot_is_grad.size()}});
+                                  {"payload", columns.slot_payload.size()}});
   for (size_t i = 0; i < columns.slot_rank.size(); ++i) {
     const std::string slot = "slot " + std::to_string(i);
     check_range("rank of " + slot, columns.slot_rank[i], 0, plan.num_ranks - 1);
-    check_range("stage of " + slot, columns.slot_stage[i], 0, plan.num_stages - 1);
-    plan.slots.push_back({columns.slot_rank[i], columns.slot_stage[i], columns.slot_is_grad[i]});
+    const bool of_rank = columns.slot_payload[i] == Payload::NORM || columns.slot_payload[i] == Payload::TOTAL;
+    check_range("stage of " + slot, columns.slot_stage[i], 0, (of_rank ? plan.num_ranks : plan.num_stages) - 1);
+    plan.slots.push_back({columns.slot_rank[i], columns.slot_stage[i], columns.slot_payload[i]});
   }
 }
 
@@ -187,7 +192,8 @@ void check_ops(const Plan& plan) {
       check("stage", part.stage, 0, plan.num_stages - 1);
       check("microbatch", part.microbatch, 0, plan.num_microbatches - 1);
     }
-    check("stage", plan.ops[op].stage, 0, plan.num_stages - 1);
+    const bool of_rank = scope_of(plan.ops[op].kind) == Scope::RANK;
+    check(of_rank ? "rank" : "stage", plan.ops[op].stage, 0, (of_rank ? plan.num_ranks : plan.num_stages) - 1);
     if (has_microbatch(plan.ops[op].kind)) check("microbatch", plan.ops[op].microbatch, 0, plan.num_microbatches - 1);
     check("lane", plan.op_lane[op], 0, num_lanes - 1);
     check("slot", plan.op_slot[op], -1, num_slots - 1);

@@ -22,11 +22,14 @@ struct Lane {
   bool operator==(const Lane&) const = default;
 };
 
-// Memory of its rank for one received message at a time: the input of a stage, or the gradient of its output.
+// What a received message holds: the input of a stage, the gradient of its output, or (of a rank) gradient norms.
+enum class Payload : uint8_t { INPUT, GRAD, NORM, TOTAL };
+
+// Memory of its rank for one received message at a time.
 struct Slot {
   int32_t rank;
-  int32_t stage;
-  bool is_grad;
+  int32_t stage;  // that reads it; of gradient norms, the rank again
+  Payload payload;
   bool operator==(const Slot&) const = default;
 };
 

@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "plan/fault.h"
 #include "plan/plan.h"
+#include "plan/post_validation.h"
 #include "plan/shards.h"
 #include "plan/wait_cycle.h"
 #include "plan/work_table.h"
@@ -28,15 +29,30 @@ void check_lanes(const Plan& plan) {
   }
 }
 
-// The stage at the other end of a transfer; out of range at the ends of the model.
+// The stage (or the rank) at the other end of a transfer; out of range at the ends.
 int32_t other_stage(const Op& transfer) {
-  return transfer.kind == OpKind::SEND_F || transfer.kind == OpKind::RECV_B ? transfer.stage + 1 : transfer.stage - 1;
+  using enum OpKind;
+  const OpKind kind = transfer.kind;
+  const bool next = kind == SEND_F || kind == RECV_B || kind == SEND_NORM || kind == RECV_TOTAL;
+  return next ? transfer.stage + 1 : transfer.stage - 1;
+}
+
+// Of an op that is for a rank, whose number its text has in place of a stage's.
+Lane expected_lane_of_rank(const Plan& plan, int32_t op) {
+  const Op& the_op = plan.ops[op];
+  const LaneKind kind = lane_of(the_op.kind);
+  if (!is_transfer(the_op.kind)) return {the_op.stage, kind, -1};
+  const int32_t peer = other_stage(the_op);
+  if (peer < 0 || peer >= plan.num_ranks)
+    fail(plan, op, "no transfer beyond the " + std::string(peer < 0 ? "first" : "last") + " rank", "one");
+  return {the_op.stage, kind, peer};
 }
 
 Lane expected_lane(const Plan& plan, int32_t op) {
   const Op& the_op = plan.ops[op];
   const LaneKind kind = lane_of(the_op.kind);
-  if (!has_microbatch(the_op.kind)) return {plan.rank_of(op), kind, -1};  // of any rank that holds its stage
+  if (scope_of(the_op.kind) == Scope::STAGE) return {plan.rank_of(op), kind, -1};  // of any rank that holds its stage
+  if (scope_of(the_op.kind) == Scope::RANK) return expected_lane_of_rank(plan, op);
   const int32_t rank = plan.rank_of(the_op.stage, the_op.microbatch);
   if (!is_transfer(the_op.kind)) return {rank, kind, -1};
   const int32_t other = other_stage(the_op);
@@ -133,7 +149,11 @@ void check_compute(const Plan& plan, const WorkTable& table) {
 // The op that must stand in the next or the previous row.
 Op expected_partner(const Op& op) {
   using enum OpKind;
-  const OpKind kind = op.kind == SEND_F ? RECV_F : op.kind == RECV_F ? SEND_F : op.kind == SEND_B ? RECV_B : SEND_B;
+  constexpr std::pair<OpKind, OpKind> pairs[] = {
+      {SEND_F, RECV_F}, {SEND_B, RECV_B}, {SEND_NORM, RECV_NORM}, {SEND_TOTAL, RECV_TOTAL}};
+  OpKind kind = op.kind;
+  for (const auto& [send, recv] : pairs)
+    if (op.kind == send || op.kind == recv) kind = op.kind == send ? recv : send;
   return make_op(kind, other_stage(op), op.microbatch);
 }
 
@@ -185,26 +205,17 @@ void check_dependencies(const Plan& plan) {
   throw PlanError(cycle.description, {plan.rank_of(cycle.ops[0]), plan.text(cycle.ops[0]), {}});
 }
 
-// The row of the compute op that makes what a SEND sends, or that first reads what a RECV receives.
-int32_t compute_row(const WorkTable& table, const Op& transfer) {
-  const StageWork& work = table.of(transfer);
-  return transfer.kind == OpKind::SEND_F || transfer.kind == OpKind::RECV_F ? work.forward_row() : work.grad_row();
-}
-
 void check_data_flow(const Plan& plan, const WorkTable& table) {
   for (int32_t op = 0; op < plan.num_ops(); ++op) {
     const LaneKind kind = lane_of(plan.ops[op].kind);
-    if (kind == LaneKind::SEND) check_waits(plan, op, compute_row(table, plan.ops[op]), "which makes what it sends");
-    if (kind == LaneKind::RECV) check_waits(plan, compute_row(table, plan.ops[op]), op, "which it reads");
+    if (kind == LaneKind::SEND) check_waits(plan, op, table.compute_row(plan.ops[op]), "which makes what it sends");
+    if (kind == LaneKind::RECV) check_waits(plan, table.compute_row(plan.ops[op]), op, "which it reads");
   }
 }
 
 // An edge carries its transfers in the order in which their sender computes them.
 void check_edge_order(const Plan& plan, const WorkTable& table, const std::vector<int32_t>& sends) {
-  const auto place = [&](int32_t send) {
-    const StageWork& work = table.of(plan.ops[send]);
-    return plan.ops[send].kind == OpKind::SEND_F ? work.forward : work.grad_place();
-  };
+  const auto place = [&](int32_t send) { return table.compute_place(plan.ops[send]); };
   for (size_t i = 1; i < sends.size(); ++i)
     if (place(sends[i]) < place(sends[i - 1]))
       fail(plan, sends[i], "its edge in the order of its rank's compute ops",
@@ -219,9 +230,17 @@ void check_window(const Plan& plan, const WorkTable& table, const std::vector<in
   for (const int32_t recv : recvs) {
     if (last_readers.size() == recv_depth)
       check_waits(plan, recv, last_readers.top(), "which makes room in its edge's receive window");
-    last_readers.push(compute_row(table, plan.ops[recv]));
+    last_readers.push(table.compute_row(plan.ops[recv]));
     if (last_readers.size() > recv_depth) last_readers.pop();
   }
+}
+
+Payload payload_of(OpKind recv) {
+  using enum OpKind;
+  return recv == RECV_F      ? Payload::INPUT
+         : recv == RECV_B    ? Payload::GRAD
+         : recv == RECV_NORM ? Payload::NORM
+                             : Payload::TOTAL;
 }
 
 // A RECV fills a slot of its own edge, stage and payload, once all that the slot held before is over.
@@ -235,7 +254,7 @@ void check_slots(const Plan& plan, const WorkTable& table) {
       if (slot >= 0) fail(plan, op, "no slot", found);
       continue;
     }
-    if (slot < 0 || plan.slots[slot] != Slot{plan.rank_of(op), the_op.stage, the_op.kind == OpKind::RECV_B})
+    if (slot < 0 || plan.slots[slot] != Slot{plan.rank_of(op), the_op.stage, payload_of(the_op.kind)})
       fail(plan, op, "a slot of its rank, its stage and its payload", found);
     if (holder[slot] >= 0) {
       if (plan.op_lane[holder[slot]] != plan.op_lane[op])
@@ -258,6 +277,7 @@ void verify(const Plan& plan) {
   check_compute(plan, table);
   check_pairs(plan);
   check_transfers(plan, table);
+  check_post_validation(plan, table);
   check_dependencies(plan);
   check_data_flow(plan, table);
   for (size_t lane = 0; lane < plan.lanes.size(); ++lane) {

@@ -1,4 +1,4 @@
-// Where the ops of each (stage, microbatch) stand in a plan.
+// Where the ops of each (stage, microbatch), and of each rank, stand in a plan.
 #pragma once
 
 #include <algorithm>
@@ -25,6 +25,16 @@ struct StageWork {
   int32_t last_compute_row() const { return std::max({forward, backward, weight_grad}) / 2; }
 };
 
+// The row of each kind of op that is for a rank as a whole. -1: there is none.
+struct RankWork {
+  int32_t norm = -1, opt = -1, validate = -1, rollback = -1;
+  int32_t send_norm = -1, recv_norm = -1, send_total = -1, recv_total = -1;
+  // Of the ops for microbatches: the first that is no forward, and the last.
+  int32_t first_backward = -1, last_compute = -1;
+
+  int32_t& row(OpKind kind);
+};
+
 class WorkTable {
  public:
   // Throws PlanError for an op that stands in the plan twice.
@@ -34,6 +44,11 @@ class WorkTable {
     return work_[size_t{static_cast<uint32_t>(stage)} * num_microbatches_ + microbatch];
   }
   const StageWork& of(const Op& transfer) const { return at(transfer.stage, transfer.microbatch); }
+  const RankWork& rank(int32_t rank) const { return ranks_[rank]; }
+
+  // Of the compute op that makes what a SEND sends, or that first reads what a RECV receives: its place and its row.
+  int32_t compute_place(const Op& transfer) const;
+  int32_t compute_row(const Op& transfer) const { return compute_place(transfer) / 2; }
   // No op computes a gradient.
   bool forward_only() const { return forward_only_; }
 
@@ -41,6 +56,7 @@ class WorkTable {
   int32_t num_microbatches_;
   bool forward_only_ = true;
   std::vector<StageWork> work_;
+  std::vector<RankWork> ranks_;
 };
 
 }  // namespace pipert

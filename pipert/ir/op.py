@@ -11,8 +11,8 @@ from pipert.ops import LaneKind, OpKind
 _NUMBER = r"(0|[1-9][0-9]{0,8})"
 _PLAIN = {kind.text: kind for kind in OpKind if kind.has_microbatch and kind is not OpKind.OVERLAP_F_B}
 _PLAIN_TEXT = re.compile(_NUMBER + f"({'|'.join(_PLAIN)})" + _NUMBER)
-_WHOLE_STAGE = {kind.text: kind for kind in OpKind if not kind.has_microbatch}
-_WHOLE_STAGE_TEXT = re.compile(_NUMBER + f"({'|'.join(_WHOLE_STAGE)})")
+_WHOLE = {kind.text: kind for kind in OpKind if not kind.has_microbatch}
+_WHOLE_TEXT = re.compile(_NUMBER + f"({'|'.join(_WHOLE)})")
 _PAIR_TEXT = re.compile(rf"\(([^;()]*);([^;()]*)\){OpKind.OVERLAP_F_B.text}")
 
 
@@ -24,8 +24,8 @@ class Op:
 
     Attributes:
         kind: the row of the op table.
-        stage: for a transfer the stage that produces (SEND) or consumes (RECV).
-        microbatch: its index, from 0; -1 of a kind that is for the stage as a whole.
+        stage: for a transfer the stage that produces (SEND) or consumes (RECV); for a kind of rank scope the rank.
+        microbatch: its index, from 0; -1 of a kind that is for a stage or a rank as a whole.
         parts: the two compute ops of an ``OVERLAP_F_B``, in the order in which they run; else empty.
             The pair's own stage and microbatch are those of its first part.
     """
@@ -39,7 +39,8 @@ class Op:
         if self.stage < 0 or self.microbatch < 0:
             self._check_numbers()
         elif not self.kind.has_microbatch:
-            raise PlanError(f"{self.kind.text} is for a stage as a whole, not for microbatch {self.microbatch}")
+            scope = self.kind.scope.value
+            raise PlanError(f"{self.kind.text} is for a {scope} as a whole, not for microbatch {self.microbatch}")
         if self.kind is OpKind.OVERLAP_F_B:
             self._check_parts()
         elif self.parts:
@@ -50,7 +51,9 @@ class Op:
             raise PlanError(f"an op's stage and microbatch start at 0, not {self.stage} and {self.microbatch}")
 
     def _check_parts(self) -> None:
-        plain = [part.kind.lane is LaneKind.COMPUTE and not part.parts for part in self.parts]
+        plain = [
+            part.kind.lane is LaneKind.COMPUTE and part.kind.has_microbatch and not part.parts for part in self.parts
+        ]
         if plain != [True, True]:
             texts = ", ".join(map(str, self.parts)) or "none"
             raise PlanError(f"{self.kind.text} needs two compute ops as its parts, not {texts}")
@@ -64,8 +67,8 @@ class Op:
 
     @property
     def unpacked(self) -> tuple[Op, ...]:
-        """The parts of a pair, or the op itself: what is computed, one by one."""
-        return self.parts or (self,)
+        """What is computed for a microbatch, one by one: the parts of a pair, or the op itself; else nothing."""
+        return self.parts or ((self,) if self.kind.has_microbatch else ())
 
     def __str__(self) -> str:
         if self.parts:
@@ -87,7 +90,7 @@ class Op:
         plain = _PLAIN_TEXT.fullmatch(text)
         if plain:
             return cls(_PLAIN[plain[2]], int(plain[1]), int(plain[3]))
-        whole_stage = _WHOLE_STAGE_TEXT.fullmatch(text)
-        if not whole_stage:
+        whole = _WHOLE_TEXT.fullmatch(text)
+        if not whole:
             raise PlanError(f"not an op: {text!r} (an op reads like 2F0, 3SEND_B1 or (2F3;5B1)OVERLAP_F_B)", op=text)
-        return cls(_WHOLE_STAGE[whole_stage[2]], int(whole_stage[1]))
+        return cls(_WHOLE[whole[2]], int(whole[1]))

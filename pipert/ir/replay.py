@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipert.ir.op import Op
 from pipert.ir.program import Program
-from pipert.ops import LaneKind, OpKind
+from pipert.ops import OpKind
 
 _UNIT_TIMES = {
     OpKind.FORWARD: 1,
@@ -31,12 +31,12 @@ class TimedOp:
 
 
 def replay(program: Program) -> tuple[tuple[TimedOp, ...], ...]:
-    """Run the compute ops of ``program`` in unit times (F = I = W = R = 1, B = 2).
+    """Run what ``program`` computes for microbatches in unit times (F = I = W = R = 1, B = 2).
 
     Returns:
-        For each rank its compute ops in order. Of a program that gets stuck, those that could run.
+        For each rank these ops in order. Of a program that gets stuck, those that could run.
     """
-    ranks = [[op for op in ops if op.kind.lane is LaneKind.COMPUTE] for ops in program.ranks]
+    ranks = [[op for op in ops if op.unpacked] for ops in program.ranks]
     ready: dict[Value, int] = {}
     rows: list[list[TimedOp]] = [[] for _ in program.ranks]
     moved = True

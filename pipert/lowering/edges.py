@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipert.ir import Program
-from pipert.ops import LaneKind, OpKind
+from pipert.ops import LaneKind, OpKind, Scope
 from pipert.plan import Lane, Slot
 
 NONE = -1
@@ -46,6 +46,12 @@ class Edges:
 
         self.of_transfer = per_transfer([edges(path) for path in program.paths])
         self.pool_of_transfer = per_transfer([pool_numbers(path) for path in program.paths])
+        if any(op.kind.scope is Scope.RANK for ops in program.ranks for op in ops):
+            last = program.num_ranks - 1
+            norms = [(edge(r - 1, r) if r > 0 else NONE, Slot(r, r, "norm")) for r in range(last + 1)]
+            totals = [(edge(r + 1, r) if r < last else NONE, Slot(r, r, "total")) for r in range(last + 1)]
+            self.of_transfer += [number for number, _ in norms + totals]
+            self.pool_of_transfer += [pools.setdefault(pool, len(pools)) for pool in norms + totals]
         self.pools = tuple(slot for _, slot in pools)
         self.ends = tuple(numbers)
         self.lanes = _lanes(program, self.ends)

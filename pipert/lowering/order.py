@@ -28,7 +28,7 @@ class Replay:
         self._next_item = work.rank_begin[:-1]  # per rank
         self._num_made = [0] * len(edges.ends)
         self._num_emitted = [0] * len(edges.ends)
-        self._arrived = bytearray(2 * work.num_keys)
+        self._arrived = bytearray(len(edges.of_transfer))
         self._order: list[int] = []
 
     def run(self) -> list[int]:

@@ -23,7 +23,7 @@ class Rows:
         self._freed_by = freed_by
         self._slots = slots
         self._item_row = [NONE] * len(work.text)
-        self._send_row = [NONE] * (2 * work.num_keys)  # per transfer; its RECV is the next row
+        self._send_row = [NONE] * len(edges.of_transfer)  # per transfer; its RECV is the next row
         row = 0
         for node in order:
             if node >= 0:
@@ -104,6 +104,11 @@ class Rows:
 
 def transfer_texts(work: Work, transfer: int) -> tuple[str, str]:
     """Return the texts of a transfer's SEND and RECV."""
+    if transfer >= 2 * work.num_keys:
+        kind, rank = divmod(transfer - 2 * work.num_keys, work.num_ranks)
+        if kind == 0:
+            return f"{rank - 1}{OpKind.SEND_NORM.text}", f"{rank}{OpKind.RECV_NORM.text}"
+        return f"{rank + 1}{OpKind.SEND_TOTAL.text}", f"{rank}{OpKind.RECV_TOTAL.text}"
     stage, microbatch = divmod(transfer, work.num_microbatches)
     if stage < work.num_stages:
         return f"{stage - 1}{OpKind.SEND_F.text}{microbatch}", f"{stage}{OpKind.RECV_F.text}{microbatch}"

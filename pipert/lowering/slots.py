@@ -14,7 +14,7 @@ def windows(work: Work, recv_depth: int) -> list[int]:
 
     Of the readers of the earlier transfers that is the ``recv_depth``-th last, since a rank computes in order.
     """
-    freed_by = [NONE] * (2 * work.num_keys)
+    freed_by = [NONE] * len(work.reader)
     for transfers in work.edge_transfers:
         last_readers: list[int] = []
         for transfer in transfers:
@@ -40,14 +40,14 @@ class Slots:
 
     def __init__(self, work: Work, edges: Edges, order: list[int]) -> None:
         self.pool: list[int] = []
-        self.of_transfer = [NONE] * (2 * work.num_keys)
-        self.former_key = [NONE] * (2 * work.num_keys)
+        self.of_transfer = [NONE] * len(work.reader)
+        self.former_key = [NONE] * len(work.reader)
         self._work = work
         self._pool_of = edges.pool_of_transfer
         self._key_of: list[int] = []  # per slot, the key that it holds or held last
         self._free: list[deque[int]] = [deque() for _ in edges.pools]
         self._num_open = [1] * work.num_keys  # ops that may still use the slots of a key
-        closes = [NONE] * (2 * work.num_keys)  # per transfer, the key whose slots it helps to free
+        closes = [NONE] * len(work.reader)  # per transfer, the key whose slots it helps to free
         for key in range(work.num_keys):
             for transfer in work.closing_transfers(key):
                 closes[transfer] = key

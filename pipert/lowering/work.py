@@ -38,8 +38,9 @@ class Work:
         self.waits: dict[int, list[int]] = {}
         self.collectives: set[int] = set()
         self.rank_begin = [0]
-        self.reader = [NONE] * (2 * self.num_keys)
-        self.maker = [NONE] * (2 * self.num_keys)
+        self.num_ranks = program.num_ranks
+        self.reader = [NONE] * len(edges.of_transfer)
+        self.maker = [NONE] * len(edges.of_transfer)
         self.last_compute = [NONE] * self.num_keys
         self.edge_transfers: list[list[int]] = [[] for _ in edges.ends]
         for ops in program.ranks:
@@ -62,15 +63,17 @@ class Work:
                 ends += (key,)
                 self.last_compute[key] = item
             if kind is _FORWARD:
-                source, target, outermost = key, key + num_microbatches, num_stages - 1
+                source, target = key, key + num_microbatches if stage + 1 < num_stages else NONE
             elif kind is _BACKWARD or kind is _INPUT_GRAD:
-                source, target, outermost = num_keys + key, num_keys + key - num_microbatches, 0
+                source, target = num_keys + key, num_keys + key - num_microbatches if stage > 0 else NONE
+            elif microbatch < 0:
+                source, target = self._between_ranks(part)
             else:
                 continue
-            if edge_of[source] != NONE:
+            if source != NONE and edge_of[source] != NONE:
                 reads += (source,)
                 self.reader[source] = item
-            if stage != outermost and edge_of[target] != NONE:
+            if target != NONE and edge_of[target] != NONE:
                 makes += (target,)
                 self.maker[target] = item
                 self.edge_transfers[edge_of[target]].append(target)
@@ -80,6 +83,16 @@ class Work:
         self.reads.append(reads)
         self.makes.append(makes)
         self.ends.append(ends)
+
+    def _between_ranks(self, op: Op) -> tuple[int, int]:
+        """Return the transfers that an op for a rank reads and makes: the norms go up the ranks, the total down."""
+        rank, num_ranks = op.stage, self.num_ranks
+        norm_of_0, total_of_0 = 2 * self.num_keys, 2 * self.num_keys + num_ranks
+        if op.kind is OpKind.NORM:
+            return norm_of_0 + rank, norm_of_0 + rank + 1 if rank + 1 < num_ranks else NONE
+        if op.kind is OpKind.VALIDATE:
+            return total_of_0 + rank, total_of_0 + rank - 1 if rank > 0 else NONE
+        return NONE, NONE
 
     def _add_waits(self, ops: tuple[Op, ...]) -> None:
         """Find what a rank's collectives wait for, and which of its compute ops wait for them."""

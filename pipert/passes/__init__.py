@@ -1,8 +1,9 @@
 """Passes: a program in, a program out (or an error), nothing changed."""
 
+from pipert.passes.post_validation import post_validation
 from pipert.passes.recompute import recompute
 from pipert.passes.shard import shard
 from pipert.passes.split_backward import split_backward
 from pipert.passes.validate import validate
 
-__all__ = ["recompute", "shard", "split_backward", "validate"]
+__all__ = ["post_validation", "recompute", "shard", "split_backward", "validate"]

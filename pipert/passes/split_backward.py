@@ -19,6 +19,9 @@ def split_backward(program: Program) -> Program:
 
 
 def _split(op: Op) -> Iterator[Op]:
+    if not op.unpacked:
+        yield op
+        return
     halves = [_as(OpKind.INPUT_GRAD, part) for part in op.unpacked]
     yield Op.pair(*halves) if op.parts else halves[0]
     for part in op.unpacked:

@@ -6,9 +6,10 @@ import itertools
 
 from pipert.errors import PlanError
 from pipert.ir import Op, Program
-from pipert.ops import LaneKind, OpKind
+from pipert.ops import LaneKind, OpKind, Scope
 
 _NONE = -1
+_OWN_LANES = (LaneKind.COMPUTE, LaneKind.COLLECTIVE)
 _ORDER = (OpKind.FORWARD, OpKind.RECOMPUTE, OpKind.BACKWARD, OpKind.INPUT_GRAD, OpKind.WEIGHT_GRAD)
 
 
@@ -17,7 +18,7 @@ def validate(program: Program) -> None:
 
     Every (stage, microbatch) has its F once and exactly one of B or (I and W), all on the stage's rank, in the order
     F, R (if any), B or F, R, I, W. A program without any backward has its F's and nothing else. What collectives a
-    row may hold where is the verifier's business too.
+    row may hold where is the verifier's business too, as are the ops of post-validation.
 
     Raises:
         PlanError: naming rank, op, what was expected and what was found.
@@ -65,8 +66,10 @@ class _Cells:
         for whole in ops:
             for op in whole.parts or (whole,):
                 kind, stage, microbatch = op.kind, op.stage, op.microbatch
-                if kind.lane is not LaneKind.COMPUTE:
-                    if kind.lane is LaneKind.COLLECTIVE:
+                if kind.lane is not LaneKind.COMPUTE or microbatch < 0:
+                    if microbatch < 0 and kind.lane in _OWN_LANES:
+                        if kind.scope is Scope.RANK and stage != rank:
+                            raise _fault(rank, op, f"it on rank {stage}", f"it on rank {rank}")
                         continue
                     raise _fault(rank, op, "no transfers, which lowering adds", f"an op of a {kind.lane.value} lane")
                 if stage >= num_stages:

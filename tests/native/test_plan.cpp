@@ -87,7 +87,7 @@ void a_plan_is_read() {
   EXPECT(plan.lane_ops[3] == std::vector<int32_t>{2} && plan.lane_position[3] == 0);
   EXPECT(plan.deps_of(0).empty() && plan.deps_of(3).size() == 1 && plan.deps_of(3)[0] == 2);
   EXPECT(plan.partner_of(1) == 2 && plan.partner_of(2) == 1 && plan.partner_of(3) == -1);
-  EXPECT(plan.rank_of(2) == 1 && plan.text(2) == "1RECV_F0" && !plan.slots[0].is_grad);
+  EXPECT(plan.rank_of(2) == 1 && plan.text(2) == "1RECV_F0" && plan.slots[0].payload == Payload::INPUT);
   EXPECT(plan.fingerprint == parse_plan(small_plan).fingerprint);
   EXPECT(plan.fingerprint != parse_plan(replaced(small_plan, "small", "other")).fingerprint);
   verify(plan);

@@ -122,7 +122,7 @@ def can_go_wrong(columns):
 
     def wrong(state, row):
         mine = next(rows for rows in row_of.values() if row in rows)
-        stages = {part.stage for part in ops[row].unpacked}
+        stages = {part.stage for part in ops[row].unpacked or (ops[row],)}
         done = {"UNSHARD": 0, "RESHARD": 0}
         for other in mine:
             if ops[other].kind.text in done and ops[other].stage in stages:

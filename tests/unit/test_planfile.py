@@ -184,7 +184,7 @@ FAULTS = [
     (["lanes", "kind", 0], "gpu", r'plan: lanes.kind\[0\] \(byte \d+\): unknown lane kind "gpu"'),
     (["slots", "rank", 0], 3, "plan: rank of slot 0: expected 0..2, found 3"),
     (["slots", "stage", 0], 3, "plan: stage of slot 0: expected 0..2, found 3"),
-    (["slots", "payload", 0], "x", r'plan: slots.payload\[0\] \(byte \d+\): expected payload "input" or .*'),
+    (["slots", "payload", 0], "x", r'plan: slots.payload\[0\] \(byte \d+\): unknown payload "x"'),
     (["paths", 0, 1], 7, "plan: rank of stage 1 on path 0: expected 0..2, found 7"),
     (["paths", 0, 1], -1, "plan: rank of stage 1 on path 0: expected 0..2, found -1"),
     (["paths"], [[0, 1, 2], [2, 1]], "plan: path 1: expected the 3 stages of path 0, found 2: replicas do not match"),

@@ -1,6 +1,7 @@
 """The core's judgement of plans: every kind of fault in an otherwise valid plan, and what the message names."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
@@ -339,3 +340,28 @@ def test_a_row_order_that_only_several_lanes_survive():
         r"deadlock at recv_depth 2, where a rank's lanes share one queue: .*"
         r"1F0 waits for 1RECV_F0 waits for 1F0"
     )
+
+
+def looking_back() -> Program:
+    return pipert.passes.post_validation(program((0, 1), 1, "0F0 0B0", "1F0 1B0"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("0F0 0B0 0VALIDATE 0ROLLBACK 0NORM 0OPT", r"0B0 .*: expected it after 0ROLLBACK .*"),
+        ("0F0 0ROLLBACK 0VALIDATE 0B0 0NORM 0OPT", r"0ROLLBACK .*: expected it after 0VALIDATE"),
+        ("0F0 0VALIDATE 0ROLLBACK 0NORM 0B0 0OPT", r"0NORM .*: expected it after 0B0"),
+        ("0F0 0VALIDATE 0ROLLBACK 0B0 0OPT 0NORM", r"0OPT .*: expected it after 0NORM"),
+        ("0F0 0VALIDATE 0ROLLBACK 0B0 0NORM", "expected 0OPT, as another rank has ops of post-validation, found none"),
+        ("0F0 0VALIDATE 0ROLLBACK 0B0 0NORM 0OPT 0OPT", "0OPT: expected once"),
+        ("0F0 0VALIDATE 0ROLLBACK 0B0 0NORM 0OPT 1OPT", "1OPT"),
+        ("0F0 0VALIDATE 0ROLLBACK 0B0 0NORM 2OPT", "2OPT"),
+        ("0F0 0B0", "expected 0VALIDATE|op 0|SEND_TOTAL"),
+    ],
+)
+def test_the_ops_that_end_a_step_stand_where_they_must(row, message):
+    made = looking_back()
+    bad = dataclasses.replace(made, ranks=(tuple(map(Op.parse, row.split())), made.ranks[1]))
+    with pytest.raises(pipert.PlanError, match=message):
+        pipert.compile(bad)
