@@ -1,8 +1,9 @@
 """Chimera: two copies of the model, one down the ranks and one up, each filling what is the other's bubble.
 
-Li & Hoefler, "Chimera: Efficiently Training Large-Scale Neural Networks with Bidirectional Pipelines", sections 3.1 and
-3.5, arXiv 2107.06925. Units of p microbatches follow each other by direct concatenation; the paper's forward doubling
-and backward halving, which change the sizes of microbatches, are left out.
+Li & Hoefler, "Chimera: Efficiently Training Large-Scale Neural Networks with Bidirectional Pipelines", section 3.1,
+arXiv 2107.06925. For p microbatches the order is the paper's. More of them do not come in units of p, one after the
+other, but go on entering as the first ones do: in the same memory, with the paper's bubble for any m. Forward doubling
+and backward halving, with which the paper makes up for units, are not needed and left out.
 """
 
 from __future__ import annotations
