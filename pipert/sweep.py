@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pipert import sources
 from pipert.costs import Costs
 from pipert.errors import PipertError
+from pipert.schedules import Effort
 from pipert.sim import simulate
 from pipert.solve.bound import lower_bound
 
@@ -74,8 +75,14 @@ def cases(
     return made
 
 
-def sweep(cases: Iterable[Case], costs: Costs) -> Iterator[Row]:
-    """Simulate case by case. What a schedule refuses becomes a row with the reason."""
+def sweep(cases: Iterable[Case], costs: Costs, effort: Effort | None = None) -> Iterator[Row]:
+    """Simulate case by case. What a schedule refuses becomes a row with the reason.
+
+    Args:
+        cases: what the rows are made for.
+        costs: what ops cost in all of them.
+        effort: how each schedule that is searched for is searched for.
+    """
     for case in cases:
         try:
             source = sources.load(
@@ -85,6 +92,7 @@ def sweep(cases: Iterable[Case], costs: Costs) -> Iterator[Row]:
                 chunks=case.chunks,
                 costs=costs,
                 memory_limit=case.memory_limit,
+                effort=effort,
             )
             plan = source.plan()
             report = simulate(plan, costs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipert.cli import inputs
+from pipert.cli.searching import TimeLimit, searching
 from pipert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def simulate(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="How many noisy steps.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the noise: the same seed gives the same steps.")] = 0,
+    time_limit: TimeLimit = None,
+    seed: Annotated[int, typer.Option(help="Of the noise, and of a search: the same seed gives the same result.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Run a plan on a virtual clock: makespan, bubble, and per rank compute, exposed communication and peak activation.
@@ -71,9 +73,16 @@ def simulate(
         from pipert import sources
 
         known_costs = inputs.load_costs(costs, costs_file, host_cores, costs_from)
-        source = sources.load(
-            target, ranks=ranks, microbatches=microbatches, chunks=chunks, costs=known_costs, memory_limit=memory_limit
-        )
+        with searching(time_limit, seed) as effort:
+            source = sources.load(
+                target,
+                ranks=ranks,
+                microbatches=microbatches,
+                chunks=chunks,
+                costs=known_costs,
+                memory_limit=memory_limit,
+                effort=effort,
+            )
         plan = source.plan()
         report = simulate(plan, known_costs, memory_limit=memory_limit)
         if noise is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from pipert.cli import inputs
+from pipert.cli.searching import TimeLimit
 from pipert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def sweep(
     costs_file: inputs.CostsFile = None,
     costs_from: inputs.CostsFrom = None,
     host_cores: inputs.HostCores = None,
+    time_limit: TimeLimit = None,
     sort: Annotated[Sort, typer.Option(help="Sort by this, ascending; what is refused comes last.")] = Sort.BUBBLE,
     format: Annotated[Format, typer.Option(help="How to print the table.")] = Format.TABLE,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
@@ -88,6 +90,7 @@ def sweep(
     from pipert import schedules as known
     from pipert import sweep as sweeping
     from pipert.cli.progress import progress_bar
+    from pipert.schedules import Effort
 
     names = known.names() if schedules == "all" else _items("--schedules", schedules, str)
     all_cases = sweeping.cases(
@@ -102,7 +105,7 @@ def sweep(
     stopped = False
     with progress_bar("simulating", len(all_cases)) as advance:
         try:
-            for row in sweeping.sweep(all_cases, known_costs):
+            for row in sweeping.sweep(all_cases, known_costs, Effort(time_limit_s=time_limit)):
                 rows.append(row)
                 advance(1)
         except KeyboardInterrupt:
