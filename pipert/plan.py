@@ -11,6 +11,7 @@ from typing import Any
 
 from pipert import _core
 from pipert.ir import Op
+from pipert.ir.paths import OnPaths, Paths
 from pipert.ops import LaneKind
 
 
@@ -46,7 +47,7 @@ class Slot:
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(OnPaths):
     """Every op of one step on every rank, with lanes, dependencies and slots. Made by :func:`pipert.compile`.
 
     A row is an op: its number is the op's id and its place in the global order. A transfer is two adjacent rows,
@@ -72,7 +73,7 @@ class Plan:
 
     name: str
     recv_depth: int
-    paths: tuple[tuple[int, ...], ...]
+    paths: Paths
     path_of: tuple[int, ...]
     lanes: tuple[Lane, ...]
     slots: tuple[Slot, ...]
@@ -97,16 +98,6 @@ class Plan:
         return max(map(max, self.paths)) + 1
 
     @property
-    def num_stages(self) -> int:
-        """How many stages the model is cut into."""
-        return len(self.paths[0])
-
-    @property
-    def num_microbatches(self) -> int:
-        """How many microbatches one step has."""
-        return len(self.path_of)
-
-    @property
     def num_ops(self) -> int:
         """How many ops there are, over all ranks and lanes."""
         return len(self.op_text)
@@ -123,14 +114,6 @@ class Plan:
     def rank_of_stage(self, stage: int, microbatch: int) -> int:
         """Return the rank that works on a (stage, microbatch)."""
         return self.paths[self.path_of[microbatch]][stage]
-
-    def holders(self, stage: int) -> tuple[int, ...]:
-        """List the ranks that hold ``stage``, ascending: one, unless it has replicas."""
-        return tuple(sorted({path[stage] for path in self.paths}))
-
-    def chunks(self, rank: int) -> tuple[int, ...]:
-        """List the stages that ``rank`` holds, ascending."""
-        return tuple(stage for stage in range(self.num_stages) if any(path[stage] == rank for path in self.paths))
 
     def compute_ops(self, rank: int) -> tuple[int, ...]:
         """List the ids of the compute ops of ``rank``, in order."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pipert.ir.op import Op
 from pipert.ir.program import Program
-from pipert.ir.replay import replay
-from pipert.ops import LaneKind
+from pipert.ir.replay import compute_rows, replay
 
 _IDLE = "."
 
@@ -76,9 +75,8 @@ def _row_text(row: list[tuple[str, int, int]], cell: int, num_steps: int) -> str
 
 
 def _stuck(program: Program, num_done: list[int]) -> list[str]:
-    computed = [[op for op in ops if op.kind.lane is LaneKind.COMPUTE] for ops in program.ranks]
     return [
         f"stuck: rank {rank} waits at {ops[done]}, {len(ops) - done} of its {len(ops)} ops left"
-        for rank, (ops, done) in enumerate(zip(computed, num_done, strict=True))
+        for rank, (ops, done) in enumerate(zip(compute_rows(program), num_done, strict=True))
         if done < len(ops)
     ]

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipert.ir.op import Op
+from pipert.ir.paths import OnPaths, Paths
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class Program(OnPaths):
     """What every rank computes in one step. Transfers, lanes and memory are added by lowering.
 
     A *path* is a whole copy of the model laid over the ranks: the rank of each stage. Most schedules have one path; in
@@ -24,7 +25,7 @@ class Program:
     """
 
     name: str
-    paths: tuple[tuple[int, ...], ...]
+    paths: Paths
     path_of: tuple[int, ...]
     ranks: tuple[tuple[Op, ...], ...]
 
@@ -40,27 +41,9 @@ class Program:
         """How many ranks the program is for."""
         return len(self.ranks)
 
-    @property
-    def num_stages(self) -> int:
-        """How many stages the model is cut into."""
-        return len(self.paths[0])
-
-    @property
-    def num_microbatches(self) -> int:
-        """How many microbatches one step has."""
-        return len(self.path_of)
-
     def rank_of(self, stage: int, microbatch: int) -> int:
         """Return the rank that works on a (stage, microbatch)."""
         return self.paths[self.path_of[microbatch]][stage]
-
-    def holders(self, stage: int) -> tuple[int, ...]:
-        """List the ranks that hold ``stage``, ascending: one, unless it has replicas."""
-        return tuple(sorted({path[stage] for path in self.paths}))
-
-    def chunks(self, rank: int) -> tuple[int, ...]:
-        """List the stages that ``rank`` holds, ascending."""
-        return tuple(stage for stage in range(self.num_stages) if any(path[stage] == rank for path in self.paths))
 
     def __str__(self) -> str:
         from pipert.ir.grid import grid

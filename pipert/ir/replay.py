@@ -36,7 +36,7 @@ def replay(program: Program) -> tuple[tuple[TimedOp, ...], ...]:
     Returns:
         For each rank these ops in order. Of a program that gets stuck, those that could run.
     """
-    ranks = [[op for op in ops if op.unpacked] for ops in program.ranks]
+    ranks = compute_rows(program)
     ready: dict[Value, int] = {}
     rows: list[list[TimedOp]] = [[] for _ in program.ranks]
     moved = True
@@ -52,6 +52,11 @@ def replay(program: Program) -> tuple[tuple[TimedOp, ...], ...]:
                 ready.update(dict.fromkeys(makes(op), row[-1].end))
                 moved = True
     return tuple(map(tuple, rows))
+
+
+def compute_rows(program: Program) -> list[list[Op]]:
+    """Return what each rank computes for microbatches, in order."""
+    return [[op for op in ops if op.unpacked] for ops in program.ranks]
 
 
 def _unit_time(op: Op) -> int:

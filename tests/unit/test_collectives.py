@@ -82,6 +82,7 @@ def test_the_executor_calls_their_handlers_in_the_global_order():
 def test_the_grid_leaves_them_out():
     assert "SHARD" not in str(program())
     assert str(program()).count("B") > 2
+    assert "stuck" not in str(program())
 
 
 @pytest.mark.parametrize(
