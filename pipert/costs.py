@@ -137,7 +137,8 @@ class Costs:
         whole_rank: whether ``stages`` holds a rank's whole share, spread evenly over the stages of that rank.
         p2p: latency of a transfer; it occupies nothing.
         bandwidth: bytes per unit of time on one edge; ``None`` means that transfers do not occupy their lanes.
-        message_bytes: bytes of one transfer; each occupies its edge for ``message_bytes / bandwidth``.
+        message_bytes: bytes of one microbatch's transfer, which occupies its edge for ``message_bytes / bandwidth``;
+            other transfers are of a few bytes and occupy nothing.
         host_cores: this many cores are shared evenly by the compute ops that run at one time, none of which uses more
             than one; transfers use none. ``None`` means a core for every rank.
         links: (source rank, destination rank) → the speed of that edge, where it is not that of all.

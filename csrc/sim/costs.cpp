@@ -59,9 +59,9 @@ double OpTimes::local(int32_t op) const {
 }
 
 EdgeTimes OpTimes::transfer(int32_t send) const {
-  const EdgeTimes& edge = lane_edge_[plan_.op_lane[send]];
-  if (costs_.jitter.empty()) return edge;
-  return {edge.latency * costs_.jitter[send], edge.occupancy * costs_.jitter[send]};
+  auto [latency, occupancy] = lane_edge_[plan_.op_lane[send]];
+  if (scope_of(plan_.ops[send].kind) == Scope::RANK) occupancy = 0;  // a norm is a few bytes
+  return {latency * jitter(send), occupancy * jitter(send)};
 }
 
 }  // namespace pipert

@@ -12,7 +12,7 @@ namespace pipert {
 
 struct EdgeTimes {
   double latency = 0;    // of a transfer; occupies nothing
-  double occupancy = 0;  // time for which a transfer keeps its edge from the next one
+  double occupancy = 0;  // time for which a microbatch's transfer keeps its edge from the next one
 };
 
 // An edge whose times are not those of all.

@@ -11,9 +11,11 @@ from pipert import Costs, Plan
 from pipert.ops import LaneKind
 
 
-def op_cost(text: str, costs: Costs, stages, rank: int) -> float:
+def op_cost(text: str, plan: Plan, costs: Costs, stages, rank: int) -> float:
     """The time of a compute op on its rank; a pair is the sum of its parts, times the overlap."""
     total = 0.0
+    for kind in re.findall(r"OPT|VALIDATE", text):
+        total += sum(getattr(stages[stage], kind.lower()) for stage in plan.chunks(rank))
     for stage, kind, microbatch in re.findall(r"(\d+)([FBIWR])(\d+)", text):
         cost = stages[int(stage)]
         time = {"F": cost.F, "B": cost.full_backward, "I": cost.I, "W": cost.W, "R": cost.recompute}[kind]
@@ -80,12 +82,12 @@ def run(plan: Plan, costs: Costs, held_up: dict[int, float] | None = None) -> tu
                         continue
                     start[op] = start[recv] = now
                     latency, occupancy = transfer_times(costs, plan.lanes[lane].rank, plan.lanes[lane].peer)
-                    occupied[lane] = end[op] = now + occupancy
+                    occupied[lane] = end[op] = now + (occupancy if re.search(r"SEND_[FB]", plan.op_text[op]) else 0.0)
                     end[recv] = end[op] + latency
                     cursor[other] += 1
                 else:
                     start[op] = now
-                    remaining[op] = op_cost(plan.op_text[op], costs, stages, plan.lanes[lane].rank)
+                    remaining[op] = op_cost(plan.op_text[op], plan, costs, stages, plan.lanes[lane].rank)
                     remaining[op] += held_up.get(op, 0.0)
                 cursor[lane] += 1
                 moved = True

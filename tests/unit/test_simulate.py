@@ -125,6 +125,21 @@ def test_an_independent_clock_agrees_on_schedules(name, cores):
     same(trace.end, end)
 
 
+@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "zb-h2", "interleaved", "zb-v"])
+@pytest.mark.parametrize("cores", [None, 2.0])
+def test_an_independent_clock_agrees_on_optimizers_without_a_barrier(name, cores):
+    made = pipert.passes.post_validation(schedules.build(name, num_ranks=4, num_microbatches=8))
+    plan = pipert.compile(made)
+    costs = Costs.per_rank(
+        F=1, I=1.25, W=0.5, p2p=0.125, bandwidth=16, message_bytes=1, host_cores=cores, opt=0.75, validate=0.5,
+        rank_speed=(1, 0.5, 2, 1),
+    )  # fmt: skip
+    start, end = plain_clock.run(plan, costs)
+    trace = pipert.simulate(plan, costs).trace
+    same(trace.start, start)
+    same(trace.end, end)
+
+
 def waits_of(plan, end, op, idle_from):
     """(from, to) of what was on its way to a compute op or about it while its rank was idle."""
     for dep in plan.deps[plan.dep_offsets[op] : plan.dep_offsets[op + 1]]:
