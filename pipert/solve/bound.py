@@ -112,8 +112,8 @@ class _Chain:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.forward = [times.F for times in job.times]
-        self.backward = [min(times.B, times.I + times.W) for times in job.times]
-        self.input_part = [min(times.B, times.I) for times in job.times]  # what the stage before it waits for
+        self.backward = [times.backward for times in job.times]
+        self.input_part = [times.input_part for times in job.times]
         self.forward_reach: list[float] = []
         self.backward_reach: list[float] = []
         reach = 0.0

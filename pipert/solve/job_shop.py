@@ -2,7 +2,11 @@
 
 The quantum of time is the greatest common divisor of all times, if the step then has at most 10 million quanta; the
 integers are exact. Else a step has a million, and times are rounded down: the integer problem is then easier than the
-real one, so that what is proven about it holds for the real one. Likewise for memory.
+real one, so that what is proven about it holds for the real one; by rounding alone it is lower by at most a quantum for
+each op of the longest chain. Likewise for memory.
+
+All backwards are split. Where a full one is shorter than its halves, the halves are so much shorter that together they
+take no longer, which again makes the problem easier only.
 """
 
 from __future__ import annotations
@@ -62,8 +66,10 @@ class JobShop:
         for microbatch in job.microbatches:
             for stage in range(self.num_stages):
                 forward, input_grad, weight_grad = (Op(kind, stage, microbatch) for kind in KINDS)
-                for op in (forward, input_grad, weight_grad):
-                    self.durations[op] = self.whole(job.times[stage].of(op.kind))
+                times = job.times[stage]
+                self.durations[forward] = self.whole(times.F)
+                self.durations[input_grad] = self.whole(times.input_part)
+                self.durations[weight_grad] = self.whole(times.weight_part)
                 before = Op(_FORWARD, max(0, stage - 1), microbatch), self.whole(job.delays[stage])
                 self.inputs[forward] = [before] if stage > 0 else []
                 if stage < last:
@@ -142,7 +148,7 @@ class JobShop:
 def _times(problem: Problem) -> set[float]:
     times: set[float] = set()
     for job in problem.jobs:
-        times.update(stage.of(kind) for stage in job.times for kind in KINDS)
+        times.update(time for stage in job.times for time in (stage.F, stage.input_part, stage.weight_part))
         times.update(job.delays + job.grad_delays)
     return times
 
@@ -151,7 +157,7 @@ def _longest_step(problem: Problem) -> float:
     """Bound a step in which nothing runs beside anything else."""
     return sum(
         len(job.microbatches)
-        * (sum(stage.of(kind) for stage in job.times for kind in KINDS) + sum(job.delays + job.grad_delays))
+        * (sum(stage.F + stage.backward for stage in job.times) + sum(job.delays + job.grad_delays))
         for job in problem.jobs
     )
 

@@ -37,6 +37,7 @@ from pipert.solve.problem import Problem
 _FORWARD, _INPUT_GRAD, _WEIGHT_GRAD = KINDS
 _TOLERANCE = 1e-9
 _GLANCE_S = 0.1
+_SHARE_WITHOUT_WINDOWS = 0.25  # of the time, for the first of two searches
 RECV_DEPTH = 2
 """The receive window that the schedules are made for; the default of :func:`pipert.compile`."""
 
@@ -54,7 +55,7 @@ class Solution:
     Attributes:
         program: the best schedule.
         figure: its longest rank span or makespan, simulated, in the unit of the costs.
-        bound: what no schedule of this placement with split backwards goes below.
+        bound: what no schedule of this placement goes below.
     """
 
     program: Program
@@ -105,8 +106,12 @@ def optimal(
 
     Raises:
         ConfigError: OR-Tools is missing, no schedule keeps the memory limit, or none was found in time.
+        PlanError: the hint would deadlock.
     """
+    compile(hint, recv_depth=RECV_DEPTH)
     problem = Problem.of(hint, costs, memory_limit)
+    pairs = any(op.parts for ops in hint.ranks for op in ops)
+    shortest = min(1.0, costs.overlap) if pairs else 1.0  # what the ops of a pair take of their time
     bound = float(getattr(lower_bound(hint, costs, memory_limit), goal))
     best: Solution | None = None
 
@@ -126,16 +131,18 @@ def optimal(
             progress(min(known), min(1.0, (time.monotonic() - began) / time_limit_s))
         return should_stop is None or not should_stop()
 
-    shop: JobShop | None = None
-    for windows, share in ((False, 0.25), (True, 1.0)):
+    if best is not None and best.figure <= bound * (1 + _TOLERANCE):
+        return dataclasses.replace(best, bound=min(bound, best.figure))
+    shop = JobShop(problem)
+    shared = any(len(classes) > 1 for classes in shop.transfers().values())
+    for windows, share in ((False, _SHARE_WITHOUT_WINDOWS), (True, 1.0)) if shared else ((False, 1.0),):
         left = began + time_limit_s - time.monotonic()
         if left <= 0 or not watch(None) or (best is not None and best.figure <= bound * (1 + _TOLERANCE)):
             break
-        shop = shop or JobShop(problem)
-        search = _Search(shop, goal, bound, windows)
+        search = _Search(shop, goal, bound, windows=windows, starts_at_once=costs.host_cores is None)
         search.hint(shop.starts(best.program if best else hint))
         starts, proven = search.run(left * share, seed, watch)
-        bound = max(bound, proven)
+        bound = max(bound, proven * shortest)
         if starts is not None:
             consider(dataclasses.replace(hint, ranks=shop.order(starts)))
     if best is None:
@@ -170,7 +177,9 @@ def cp_model() -> Any:
 class _Search:
     """The CP-SAT model of a job shop."""
 
-    def __init__(self, shop: JobShop, goal: Goal, bound: float, windows: bool) -> None:
+    def __init__(
+        self, shop: JobShop, goal: Goal, bound: float, *, windows: bool = False, starts_at_once: bool = True
+    ) -> None:
         self.shop = shop
         self.cp = cp_model()
         self.model = self.cp.CpModel()
@@ -180,7 +189,8 @@ class _Search:
         self.bound = bound
         self.horizon = math.ceil(shop.longest_step)
         self._ops()
-        self._fix_first_forwards()
+        if starts_at_once:
+            self._fix_first_forwards()
         if windows:
             for classes in shop.transfers().values():
                 if len(classes) > 1:
@@ -272,7 +282,7 @@ class _Search:
         self._queue(rank, limit)
 
     def _queue(self, rank: int, limit: int) -> None:
-        """State the limit as precedences where that can be done: alike microbatches and one stage on the rank."""
+        """State what the limit means for each stage alone, as precedences; this helps where microbatches are alike."""
         if len(self.shop.problem.jobs) > 1:
             return
         (job,) = self.shop.problem.jobs

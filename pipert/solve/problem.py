@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from pipert.costs import Costs, StageCosts
 from pipert.errors import ConfigError
-from pipert.ops import OpKind
 
 if TYPE_CHECKING:
     from pipert.ir import Program
@@ -34,9 +33,20 @@ class Times:
     B: float
     R: float
 
-    def of(self, kind: OpKind) -> float:
-        """Return the time of an op of this kind, one of the above."""
-        return float(getattr(self, kind.text))
+    @property
+    def backward(self) -> float:
+        """The shortest backward, full or in halves."""
+        return min(self.B, self.I + self.W)
+
+    @property
+    def input_part(self) -> float:
+        """The least time of a backward before the stage before it can go on."""
+        return min(self.B, self.I)
+
+    @property
+    def weight_part(self) -> float:
+        """What the shortest backward has left after that."""
+        return self.backward - self.input_part
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pipert.costs import Link, StageCosts
 from pipert.errors import ConfigError
 from pipert.ir import Op
 from pipert.passes import recompute
+from pipert.schedules.memory import peak_activation
 from pipert.solve.bound import lower_bound
 
 EPSILON = 1e-9
@@ -92,10 +93,12 @@ def best_of_all_orders(program, costs, limit, joined=False):
     return min(figure[0] for figure in figures), min(figure[1] for figure in figures)
 
 
-def random_stage(rng):
+def random_stage(rng, num_microbatches=0):
     act = rng.uniform(0.5, 2)
     times = {kind: rng.choice([0.0, rng.uniform(0.2, 2), rng.uniform(0.2, 2)]) for kind in "FIW"}
-    return StageCosts(**times, act=act, act_w=act * rng.choice([0, rng.random(), 1]))
+    times["B"] = rng.choice([None, None, rng.uniform(0, 4)])
+    scale = tuple(rng.choice([0.5, 1, 2]) for _ in range(num_microbatches))
+    return StageCosts(**times, act=act, act_w=act * rng.choice([0, rng.random(), 1]), microbatch_scale=scale)
 
 
 PLACEMENTS = [
@@ -153,7 +156,7 @@ def test_cp_sat_is_not_below_the_bound(size, limit, goal):
         costs = Costs.per_stage(stages, p2p=rng.randint(0, 2))
         memory_limit = None if limit is None else 4.0 * limit + rng.randint(0, 3)
         shop = JobShop(Problem.of(program, costs, memory_limit))
-        search = _Search(shop, goal, 0.0, False)
+        search = _Search(shop, goal, 0.0)
         starts, proven = search.run(3.0, 0, lambda _: True)
         assert starts is not None
         found = max(starts[op] + shop.durations[op] for op in starts) * shop.quantum
@@ -167,20 +170,33 @@ def test_cp_sat_is_not_below_the_bound(size, limit, goal):
         assert proven <= found * (1 + EPSILON)
 
 
-@pytest.mark.parametrize("name", ["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v"])
+OF_ONE_ORDER = [name for name, schedule in pipert.schedules.SCHEDULES.items() if not schedule.from_costs]
+
+
+@pytest.mark.parametrize("name", OF_ONE_ORDER)
 def test_no_schedule_is_below_the_bound(name):
-    for seed in range(6):
-        rng = random.Random(seed)
-        program = pipert.schedules.build(name, num_ranks=rng.randint(1, 5), num_microbatches=rng.randint(1, 9))
-        costs = Costs.per_stage([random_stage(rng) for _ in range(program.num_stages)], p2p=rng.uniform(0, 1))
-        peak = max(pipert.schedules.memory.peak_activation(program, costs))
-        for given in (program, recompute(program, [0])):
+    rng = random.Random(name)
+    for _ in range(12):
+        num_ranks, num_microbatches = rng.choice([1, 2, 3, 4, 4]), rng.randint(1, 9)
+        try:
+            program = pipert.schedules.build(name, num_ranks=num_ranks, num_microbatches=num_microbatches)
+        except ConfigError:  # it has no order of these sizes
+            continue
+        costs = Costs.per_stage(
+            [random_stage(rng, num_microbatches) for _ in range(program.num_stages)],
+            p2p=rng.choice([0, rng.random()]),
+            rank_speed=[rng.choice([0.5, 1, 2]) for _ in range(num_ranks)],
+            overlap=rng.choice([0.7, 1, 1.2]),
+            host_cores=rng.choice([None, 2]),
+        )
+        peak = max(peak_activation(program, costs))
+        for given, limit in ((program, peak), (program, None), (recompute(program, [0]), peak)):
             plan = pipert.compile(given)
             report = pipert.simulate(plan, costs)
-            bound = lower_bound(given, costs, peak)
+            bound = lower_bound(given, costs, limit)
             assert bound.makespan <= report.makespan * (1 + EPSILON)
             assert bound.longest_rank_span <= report.longest_rank_span * (1 + EPSILON)
-            assert bound == lower_bound(plan, costs, peak)
+            assert bound == lower_bound(plan, costs, limit)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("zb-h1", 8), ("zb-v", 8)])

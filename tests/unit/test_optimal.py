@@ -11,7 +11,7 @@ import pytest
 import pipert
 from pipert import Costs
 from pipert.costs import StageCosts
-from pipert.errors import ConfigError
+from pipert.errors import ConfigError, PlanError
 from pipert.schedules.memory import peak_activation
 from pipert.solve.job_shop import JobShop
 from pipert.solve.optimal import optimal
@@ -81,6 +81,20 @@ def _one_after_another(paths, path_of):
         for stage in reversed(range(len(paths[0]))):
             ranks[paths[path][stage]] += [pipert.Op.parse(f"{stage}I{mb}"), pipert.Op.parse(f"{stage}W{mb}")]
     return tuple(map(tuple, ranks))
+
+
+def test_a_full_backward_that_is_shorter_than_its_halves_is_not_proven_away():
+    costs = Costs.per_rank(I=2, W=2, B=2.5)
+    hint = build("1f1b", 3, 5)
+    solution = optimal(hint, costs, 3, goal="makespan", time_limit_s=5)
+    joined = pipert.simulate(pipert.compile(build("1f1b", 3, 5)), costs)
+    assert solution.bound <= min(joined.makespan, solution.figure) * (1 + 1e-9)
+
+
+def test_a_hint_that_deadlocks_is_refused():
+    ranks = tuple(tuple(reversed(ops)) for ops in build("zb-h1", 2, 2).ranks)
+    with pytest.raises(PlanError):
+        optimal(pipert.Program("stuck", ((0, 1),), (0, 0), ranks), Costs.per_rank())
 
 
 def test_the_same_seed_gives_the_same_schedule():
