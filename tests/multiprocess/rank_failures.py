@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pipelines import pipeline
+from pipelines import TWO_WAY, pipeline
 from torch import nn
 
 import pipert
@@ -57,7 +57,7 @@ def report(directory: Path, name: str, error: BaseException) -> None:
 def run(directory: Path, name: str, fault: Callable[[], None] | None, *, timeout_ms: int = 60_000, **changes) -> None:
     """Two steps, the second of which fails on the guilty rank; one report per rank."""
     rank = dist.get_rank()
-    pipe = pipeline("skip", "1f1b", 3)
+    pipe = pipeline("skip", changes.get("schedule", "1f1b"), 3)
     modules = pipe.copies(rank)
     if rank == GUILTY and fault is not None:
         modules[GUILTY, GUILTY] = Faulty(modules[GUILTY, GUILTY], 2, fault)
@@ -83,6 +83,12 @@ def without_stages(modules):
     return {} if dist.get_rank() == GUILTY else modules
 
 
+def with_other_weights(modules):
+    if dist.get_rank() == 2:
+        torch.nn.init.zeros_(modules[2, 0].up.weight)
+    return modules
+
+
 def another_plan(plan):
     if dist.get_rank() != GUILTY:
         return plan
@@ -100,6 +106,7 @@ def main() -> None:
         "not-finite": lambda name: run(directory, name, None),
         "timeout": lambda name: run(directory, name, lambda: time.sleep(3), timeout_ms=500),
         "missing-stages": lambda name: run(directory, name, None, stages=without_stages),
+        "other-weights": lambda name: run(directory, name, None, schedule=TWO_WAY, stages=with_other_weights),
         "other-plan": lambda name: run(directory, name, None, plan=another_plan),
         "other-ranks": lambda name: run(directory, name, None, plan=plan_for_two),
         "other-seed": lambda name: run(directory, name, None),

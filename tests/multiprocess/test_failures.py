@@ -14,7 +14,10 @@ import pytest
 from pipert import launch
 
 SCRIPT = str(Path(__file__).parent / "rank_failures.py")
-SCENARIOS = ["raise", "not-finite", "timeout", "missing-stages", "other-plan", "other-ranks", "other-seed", "bad-data"]
+SCENARIOS = [
+    "raise", "not-finite", "timeout", "missing-stages", "other-weights", "other-plan", "other-ranks", "other-seed",
+    "bad-data",
+]  # fmt: skip
 
 
 def reports(directory, name, ranks=range(3)):
@@ -64,6 +67,7 @@ def test_a_rank_that_takes_too_long(outcomes):
     ("name", "message"),
     [
         ("missing-stages", "stages 1 on rank 1 .*but stages none were given"),
+        ("other-weights", "the replicas of stage 0 on ranks 0 and 2 differ in the parameter 'up.weight'"),
         ("other-plan", "rank 1 has another plan than rank 0"),
         ("other-ranks", "the plan is for 2 ranks, the process group has 3"),
         ("other-seed", "rank 1 has seed=1, rank 0 seed=0"),
