@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipert.cli import inputs
+from pipert.cli.searching import TimeLimit, searching
 from pipert.errors import PipertError
 
 
@@ -19,6 +20,7 @@ def check(
     costs: inputs.CostsText = None,
     costs_file: inputs.CostsFile = None,
     memory_limit: inputs.MemoryLimit = None,
+    time_limit: TimeLimit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Check a schedule or a plan file: that its ops are complete, keep the memory limit, and cannot deadlock.
@@ -29,14 +31,17 @@ def check(
     from pipert import sources
 
     try:
-        plan = sources.load(
-            target,
-            ranks=ranks,
-            microbatches=microbatches,
-            chunks=chunks,
-            costs=inputs.load_costs(costs, costs_file),
-            memory_limit=memory_limit,
-        ).plan()
+        with searching(time_limit, seed=0) as effort:
+            source = sources.load(
+                target,
+                ranks=ranks,
+                microbatches=microbatches,
+                chunks=chunks,
+                costs=inputs.load_costs(costs, costs_file),
+                memory_limit=memory_limit,
+                effort=effort,
+            )
+        plan = source.plan()
     except PipertError as error:
         if not as_json:
             raise

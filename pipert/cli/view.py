@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipert.cli import inputs
+from pipert.cli.searching import TimeLimit, searching
 from pipert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def view(
     costs_file: inputs.CostsFile = None,
     costs_from: inputs.CostsFrom = None,
     memory_limit: inputs.MemoryLimit = None,
+    time_limit: TimeLimit = None,
     host_cores: inputs.HostCores = None,
 ) -> None:
     """Write one self-contained page that shows plans and traces on a common time axis, op by op.
@@ -62,7 +64,9 @@ def view(
         if is_trace_file(target):
             traces += read_chrome(target)
             continue
-        source = load(target) if some_are_sized and not sources.takes_sizes(target) else load(target, **sizes)
+        given = {} if some_are_sized and not sources.takes_sizes(target) else sizes
+        with searching(time_limit, seed=0) as effort:
+            source = load(target, **given, effort=effort)
         traces.append(("planned", simulate(source.plan(), known_costs).trace))
     if still:
         inputs.write(output, timeline_svg(_titled(traces), costs=known_costs))

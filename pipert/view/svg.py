@@ -55,7 +55,7 @@ def timeline_svg(traces: Sequence[tuple[str, Trace]], *, costs: Costs | None = N
     room for it; the two halves of an overlapped pair are drawn over each other. Readable on light and on dark pages.
 
     Args:
-        traces: titles and traces, simulated or measured.
+        traces: titles and traces. If some are measured, a unit of cost is shown as a millisecond.
         costs: their activation sizes give the peaks; by default a rank holds 1 per microbatch from F to I.
         width: in pixels; without it, one that suits the number of ops.
 
@@ -67,7 +67,8 @@ def timeline_svg(traces: Sequence[tuple[str, Trace]], *, costs: Costs | None = N
     width = width or max(_MIN_WIDTH, min(_MAX_WIDTH, 16 * most))
     longest = max(report.makespan * _scale(report) for _, report in reports)
     pixels = (width - _LEFT - _RIGHT) / (longest or 1.0)
-    panels = [_Panel(title, report, pixels * _scale(report), width) for title, report in reports]
+    unit = " ms" if any(trace.unit == "ns" for _, trace in traces) else ""
+    panels = [_Panel(title, report, pixels * _scale(report), width, unit) for title, report in reports]
     parts: list[str] = []
     y = 0.0
     for panel in panels:
@@ -85,8 +86,8 @@ def timeline_svg(traces: Sequence[tuple[str, Trace]], *, costs: Costs | None = N
 class _Panel:
     """One step: a title, a caption, a row per rank, a time axis."""
 
-    def __init__(self, title: str, report: Report, pixels: float, width: int) -> None:
-        self._title, self._report, self._pixels, self._width = title, report, pixels, width
+    def __init__(self, title: str, report: Report, pixels: float, width: int, unit: str) -> None:
+        self._title, self._report, self._pixels, self._width, self._unit = title, report, pixels, width, unit
         num_ranks = report.trace.plan.num_ranks
         self._bar = next((height for limit, height in _ROW_HEIGHTS if num_ranks <= limit), 4)
         self._pitch = self._bar + self._bar // 7
@@ -113,7 +114,7 @@ class _Panel:
         peak = max(report.peak_activation)
         span = f" (over the longest rank's span {report.bubble_rate_span:.1%})"
         caption = (
-            f"makespan {_number(report.makespan * _scale(report))}{_unit(report)} · bubble {report.bubble_rate:.1%}"
+            f"makespan {_number(report.makespan * _scale(report))}{self._unit} · bubble {report.bubble_rate:.1%}"
             f"{span if report.bubble_rate_span != report.bubble_rate else ''} · peak activation {_number(peak)} "
             f"on rank {report.peak_activation.index(peak)}"
         )
@@ -144,7 +145,7 @@ class _Panel:
         for tick in range(int(self._report.makespan * scale / step + 1e-9) + 1):
             x = _LEFT + tick * step / scale * self._pixels
             yield f'<path class="line" d="M{x:.1f} 0V{bottom}"/>'
-            unit = _unit(self._report) if tick == 0 else ""
+            unit = self._unit if tick == 0 else ""
             yield f'<text class="soft on" x="{x:.1f}" y="{bottom + 13}">{_number(tick * step)}{unit}</text>'
 
     def _strokes(self, rows: list[list[_Bar]]) -> Iterator[str]:
@@ -301,10 +302,6 @@ def _notes(reports: Sequence[Report]) -> Iterator[str]:
 def _scale(report: Report) -> float:
     """Return the factor from the trace's time to the picture's, which has milliseconds where it was measured."""
     return 1e-6 if report.trace.unit == "ns" else 1.0
-
-
-def _unit(report: Report) -> str:
-    return " ms" if report.trace.unit == "ns" else ""
 
 
 def _nice(least: float) -> float:

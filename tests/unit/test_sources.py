@@ -114,6 +114,12 @@ def test_every_command_keeps_the_memory_limit(command: str, arguments: tuple[str
         invoke(command, *arguments, *output, "--memory-limit", "1")
 
 
+@pytest.mark.parametrize("command", [("plan",), ("check",), ("simulate",), ("view", "-o", "page.html")])
+def test_every_command_limits_the_time_of_a_search(command: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="a search needs a positive time limit"):
+        invoke(command[0], "auto", *SIZES, *command[1:], "--time-limit", "0")
+
+
 def test_what_a_python_file_is_asked() -> None:
     source = sources.load("my.py:limited", ranks=2, microbatches=4, chunks=3, memory_limit=3)
     assert source.program().num_stages == 6

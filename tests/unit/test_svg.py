@@ -144,9 +144,8 @@ def test_a_measured_step_is_in_milliseconds() -> None:
         unit="ns",
     )
     words = texts(ElementTree.fromstring(timeline_svg([("measured", ns), ("planned", trace)])))
-    assert "0 ms" in words
-    assert sum(text.startswith(f"makespan {report.makespan:g}") for text in words) == 2
-    assert sum(text.startswith(f"makespan {report.makespan:g} ms") for text in words) == 1
+    assert Counter(words)["0 ms"] == 2
+    assert sum(text.startswith(f"makespan {report.makespan:g} ms") for text in words) == 2
 
 
 @pytest.mark.parametrize("fewer_bars", [False, True])
