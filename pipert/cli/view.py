@@ -38,8 +38,9 @@ def view(
 ) -> None:
     """Write one self-contained page that shows plans and traces on a common time axis, op by op.
 
-    Plans are run on the virtual clock first. Two inputs, e.g. a plan and its trace, are shown over each other. An
-    output that ends in .svg gets a still picture of any number of them, one above the other.
+    Plans are run on the virtual clock first. Two inputs, e.g. a plan and its trace, are shown over each other. Of a
+    trace that is not alone, the measured step is taken, and plans beside it cost what was measured if no costs are
+    given. An output that ends in .svg gets a still picture of any number of inputs, one above the other.
 
     pipert view zb-v --ranks 4 --microbatches 8 -o timeline.html
 
@@ -55,6 +56,9 @@ def view(
     still = output.suffix == ".svg"
     if len(targets) > 2 and not still:
         raise ConfigError(f"at most two plans or traces are shown over each other, not {len(targets)}")
+    steps = [Path(target) for target in targets if is_trace_file(target)] if len(targets) > 1 else []
+    if steps and costs is None and costs_file is None and costs_from is None:
+        costs_from = steps[0]
     known_costs = inputs.load_costs(costs, costs_file, host_cores, costs_from)
     load: Callable[..., Source] = functools.partial(sources.load, costs=known_costs, memory_limit=memory_limit)
     sizes = {"ranks": ranks, "microbatches": microbatches, "chunks": chunks}
@@ -62,7 +66,8 @@ def view(
     traces: list[tuple[str, Trace]] = []
     for target in targets:
         if is_trace_file(target):
-            traces += read_chrome(target)
+            found = read_chrome(target)
+            traces += found if len(targets) == 1 else _measured(found)
             continue
         given = {} if some_are_sized and not sources.takes_sizes(target) else sizes
         with searching(time_limit, seed=0) as effort:
@@ -73,6 +78,11 @@ def view(
     else:
         write_timeline(output, _distinct(traces, targets) if len(targets) > 1 else traces, costs=known_costs)
     typer.echo(f"wrote {output}")
+
+
+def _measured(steps: list[tuple[str, Trace]]) -> list[tuple[str, Trace]]:
+    """Choose the measured step of a file, or its first if none was measured."""
+    return [step for step in steps if step[1].unit == "ns"][:1] or steps[:1]
 
 
 def _distinct(traces: list[tuple[str, Trace]], targets: list[str]) -> list[tuple[str, Trace]]:

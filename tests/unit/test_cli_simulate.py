@@ -1,4 +1,5 @@
 import json
+import re
 from array import array
 
 import pytest
@@ -137,6 +138,7 @@ def test_view_of_a_plan_and_its_trace(tmp_path, plan_file):
     html = page.read_text()
     assert '"label":"planned"' in html
     assert '"label":"measured"' in html
+    assert len(set(re.findall(r'"makespan":([0-9.]+)', html))) == 1  # the plan costs what the trace says
 
 
 def test_view_of_two_plans_is_labelled_by_file(tmp_path, plan_file):

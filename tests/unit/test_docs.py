@@ -6,7 +6,7 @@ import re
 import pytest
 
 import pipert
-from pipert import Costs, schedules
+from pipert import Costs, schedules, sources
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -19,6 +19,13 @@ def test_the_costs_file_is_one(tmp_path):
     assert costs.transfer(1, 0) == (1.5, 1.2)
     plan = pipert.compile(schedules.build("zb-h1", num_ranks=2, num_microbatches=4))
     assert pipert.simulate(plan, costs).peak_activation[1] > 340e6
+
+
+def test_the_schedule_is_one(tmp_path):
+    [text] = re.findall(r"```python\n(.*?)```", (DOCS / "your-schedule.md").read_text(), re.DOTALL)
+    (tmp_path / "my.py").write_text(text)
+    source = sources.load(str(tmp_path / "my.py"), ranks=3, microbatches=5)
+    assert source.plan().num_stages == 3
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
