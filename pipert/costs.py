@@ -330,8 +330,8 @@ class Costs:
         if self.whole_rank:
             path = plan.paths[0]
             chunks = Counter(path)
-            shares = {rank: self.stages[0].scaled(1 / count) for rank, count in chunks.items()}
-            return tuple(shares[rank] for rank in path)
+            shares = {count: self.stages[0].scaled(1 / count) for count in set(chunks.values())}
+            return tuple(shares[chunks[rank]] for rank in path)
         if self.recut and not any(stage.microbatch_scale for stage in self.stages):
             return _recut(self.stages, plan.num_stages)
         if len(self.stages) != plan.num_stages:
@@ -359,12 +359,11 @@ def _recut(stages: tuple[StageCosts, ...], num_pieces: int) -> tuple[StageCosts,
 
 def check_size(name: str, value: object) -> None:
     """Refuse a value that is neither None nor a finite number from 0 on."""
-    if value is None:
+    if value is None or _is_size(value):
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ConfigError(f"{name} must be finite and not negative, not {value!r}")
+    raise ConfigError(f"{name} must be finite and not negative, not {value!r}")
 
 
 def check_sizes(name: str, values: object) -> None:
@@ -372,7 +371,12 @@ def check_sizes(name: str, values: object) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise ConfigError(f"{name} must be a list of numbers, not {values!r}")
     for index, value in enumerate(values):
-        check_size(f"{name}[{index}]", "nothing" if value is None else value)
+        if not _is_size(value):
+            check_size(f"{name}[{index}]", "nothing" if value is None else value)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def _check_positive(name: str, value: float | None) -> None:

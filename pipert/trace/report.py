@@ -151,8 +151,8 @@ def check_whole(trace: Trace) -> None:
     Raises:
         ConfigError: naming the first of them.
     """
-    missing = next((op for op, end in enumerate(trace.end) if math.isnan(end)), None)
-    if missing is not None:
+    if math.isnan(sum(trace.end)):  # as it is if one of them is
+        missing = next(op for op, end in enumerate(trace.end) if math.isnan(end))
         rank, text = trace.plan.rank_of(missing), trace.plan.op_text[missing]
         raise ConfigError(
             f"the trace lacks {text} of rank {rank}: join the records of all ranks", rank=rank, op=text, step=trace.step
