@@ -11,6 +11,7 @@ import typer
 from pipert.cli import inputs
 from pipert.errors import ConfigError
 from pipert.schedules import SCHEDULES
+from pipert.schedules.registry import hint
 
 LEGEND = """\
 p ranks, m microbatches, v chunks (stages per rank); F, I, W: what a rank takes for the forward, the input gradient and
@@ -56,7 +57,13 @@ def schedules(
 
     pipert schedules --ranks 8 --microbatches 24 --costs F=1,I=1,W=1 --costs F=18.5,I=18.1,W=9.3,p2p=0.6
     """
-    listed = {name: schedule for name, schedule in SCHEDULES.items() if name not in (without or ())}
+    left_out = without or []
+    for name in left_out:
+        if name not in SCHEDULES:
+            raise ConfigError(f"--without: no schedule is called {name!r}; {hint(name)}")
+    listed = {name: schedule for name, schedule in SCHEDULES.items() if name not in left_out}
+    if not listed:
+        raise ConfigError("--without leaves no schedule")
     rows = [
         {
             "name": name,

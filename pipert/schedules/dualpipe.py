@@ -19,7 +19,7 @@ def dualpipe(request: Request) -> Program:
 
     The paper has an even p, an even m, and m >= 2p. An odd m takes as long as m + 1, a small one what it takes in
     DualPipeV. With an odd p both directions have the turn of their V on the middle rank, and the ranks beyond it start
-    one pair earlier: by simulation the best of the ways to round the halves.
+    with one forward less: at most one op slower than p + 1 ranks.
     """
     p, m = request.num_ranks, request.num_microbatches
     num_paths = min(m, p, 2)
