@@ -10,7 +10,7 @@ from pipert import passes, sources
 from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.lowering import compile
-from pipert.ops import OpKind
+from pipert.ops import LaneKind, OpKind
 from pipert.plan import Plan
 from pipert.sources import Source
 from pipert.train.config import ModelConfig, TrainConfig
@@ -105,11 +105,18 @@ def check(config: TrainConfig, plan: Plan) -> None:
             _make_writable(folder)
     costs = timed_costs(config)
     if costs is not None:
-        costs.for_plan(plan)
+        _check_collectives(plan, costs)
         return
     config = fitted(config, plan)
     first_step(config)
     load_text(config.data).require(config.batch_size * plan.num_microbatches * config.model.seq_len + 1)
+
+
+def _check_collectives(plan: Plan, costs: Costs) -> None:
+    stages = costs.for_plan(plan)
+    for op in plan.ops:
+        if op.kind.lane is LaneKind.COLLECTIVE and stages[op.stage].time_of(op.kind):
+            raise ConfigError(f"--timed spends no time on collectives such as {op}: leave out {op.kind.text.lower()}")
 
 
 def recomputed_stages(plan: Plan) -> set[int]:

@@ -50,6 +50,13 @@ def test_refusals(options, text):
     assert result.exit_code == 1
 
 
+def test_timed_stages_have_no_collectives():
+    program = pipert.passes.shard(pipert.schedules.build("1f1b", num_ranks=2, num_microbatches=2))
+    pipert.compile(program).save("sharded.json")
+    result = RUNNER.invoke(app, ["train", "--plan=sharded.json", "--timed=F=1,I=1,W=1,unshard=2"])
+    assert "--timed spends no time on collectives such as 0UNSHARD" in str(result.exception)
+
+
 def test_options_are_passed_on_as_given(monkeypatch):
     from pipert import launch
 
