@@ -140,10 +140,6 @@ ListScheduler::Choice ListScheduler::choose(int32_t rank, double now) const {
   int32_t forward = kNone, input_grad = kNone;
   bool forward_lacks_memory = false;
   double next_arrival = kForever;
-  double flushable = 0;
-  if (!state.pending.empty()) {
-    for (const int32_t op : state.pending) flushable += problem_.act_w[problem_.stage_of(op)];
-  }
   for (const int32_t queue : queues_of_rank_[rank]) {  // by ascending stages
     const Progress& progress = progress_[queue];
     if (const int32_t op = input_grad_of(queue); op != kNone) {
@@ -161,7 +157,7 @@ ListScheduler::Choice ListScheduler::choose(int32_t rank, double now) const {
     if (ready > now) {
       if (fits_now) next_arrival = std::min(next_arrival, ready);
     } else if (!fits_now) {
-      forward_lacks_memory |= fits(state, rank, op, flushable);
+      forward_lacks_memory |= fits(state, rank, op, state.held_for_pending);
     } else if (forward == kNone || rules.late_forward_first) {
       forward = op;
     }
@@ -194,11 +190,13 @@ void ListScheduler::start(int32_t rank, int32_t op, double now) {
       ++progress.input_grads;
       hold(rank, microbatch, problem_.act_w[stage] - problem_.act[stage]);
       state.pending.push_back(op + problem_.num_cells());
+      state.held_for_pending += problem_.act_w[stage];
       break;
     case Pass::WEIGHT_GRAD:
       ++progress.weight_grads;
       hold(rank, microbatch, -problem_.act_w[stage]);
       state.pending.pop_front();
+      state.held_for_pending -= problem_.act_w[stage];
       break;
   }
   if (const int32_t edge = edge_of_op_[op]; edge != kNone) {

@@ -67,6 +67,7 @@ class ListScheduler {
     double free_at = 0;
     double wait_until = 0;
     double held = 0;
+    double held_for_pending = 0;  // by weight gradients that could run
     double held_behind = 0;       // by microbatches after `oldest`
     int32_t oldest = 0;           // the first microbatch with a forward to run
     std::deque<int32_t> pending;  // weight gradients, in the order of their input gradients

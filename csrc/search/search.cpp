@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "core/random.h"
@@ -12,13 +13,14 @@
 namespace pipert::search {
 namespace {
 
-// What is minimised: the figure, and, among equals, the ranks' mean span.
+// What is minimised is the figure. The walk goes by the energy, to which the ranks' mean span is added: the figure
+// alone is level where a move helps one of several ranks that are equally slow.
 struct Score {
   double figure = kForever;
   double energy = kForever;
 };
 
-constexpr double kTieWeight = 1e-3;
+constexpr double kMeanWeight = 0.5;
 constexpr std::chrono::milliseconds kWatchEvery{20};
 constexpr double kHot = 2e-4;  // the first temperature, as a share of the figure
 
@@ -54,11 +56,11 @@ class Searcher {
     const Figures& figures = clock_.run(order);
     if (!figures.complete) return {};
     const double figure = effort_.by_span ? figures.longest_span : figures.makespan;
-    return {figure, figure + kTieWeight * figures.total_span / problem_.num_ranks};
+    return {figure, figure + kMeanWeight * figures.total_span / problem_.num_ranks};
   }
 
   void offer(const Order& order, const Score& score) {
-    if (score.energy >= best_score_.energy) return;
+    if (std::tie(score.figure, score.energy) >= std::tie(best_score_.figure, best_score_.energy)) return;
     best_score_ = score;
     best_.order = order;
     best_.figure = score.figure;
