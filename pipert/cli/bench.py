@@ -15,7 +15,7 @@ from rich.console import Console
 from pipert.errors import ConfigError
 from pipert.version import __version__
 
-AREAS = ("runtime", "planner")
+AREAS = ("runtime", "planner", "bubbles")
 
 
 def bench(
@@ -23,7 +23,9 @@ def bench(
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
     out: Path | None = typer.Option(None, "-o", "--out", help="Also write the JSON to this file."),
 ) -> None:
-    """Measure the runtime beside torch.distributed.pipelining, in turns, or planning at scale (some minutes each).
+    """Measure the runtime beside torch.distributed.pipelining, in turns, planning at scale, or what searches reach.
+
+    Each area takes some minutes.
 
     Keep the machine otherwise idle: a bar that is missed is shown, and changes no exit code.
     """

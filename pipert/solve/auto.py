@@ -17,6 +17,7 @@ from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.lowering import compile
+from pipert.ops import OpKind
 from pipert.passes import split_backward
 from pipert.schedules.memory import peak_activation
 from pipert.sim import simulate
@@ -29,8 +30,9 @@ Goal = Literal["longest_rank_span", "makespan"]
 
 # A round of the search makes so many ops by rules and by moves, about a second's work; fewer in small problems.
 _RULE_OPS, _ORDER_OPS = 6_000_000, 60_000_000
-_CLOSE = 1e-8  # so near to the bound, a figure differs from it by rounding
 _MOST_RULE_TRIALS, _MOST_ORDER_TRIALS = 4_000, 50_000
+_CLOSE = 1e-8  # so near to the bound, a figure differs from it by rounding
+_KINDS = {OpKind.FORWARD, OpKind.BACKWARD, OpKind.INPUT_GRAD, OpKind.WEIGHT_GRAD}
 
 
 def auto(
@@ -165,7 +167,8 @@ def _known_schedules(placed: Program) -> Iterator[Program]:
             program = schedule.make(Request(num_ranks, placed.num_microbatches, num_chunks))
         except ConfigError:  # it has no order of these sizes
             continue
-        if program.path_of == placed.path_of:
+        kinds = {part.kind for ops in program.ranks for op in ops for part in op.unpacked}
+        if program.path_of == placed.path_of and kinds <= _KINDS:
             yield program
 
 
