@@ -17,6 +17,7 @@ _COLORS: dict[OpKind, Color] = {
     OpKind.INPUT_GRAD: (0, 158, 115),
     OpKind.WEIGHT_GRAD: (242, 200, 70),
     OpKind.RECOMPUTE: (150, 130, 190),
+    OpKind.OPT: (72, 82, 100),
     OpKind.OVERLAP_F_B: (140, 90, 120),  # only where its two parts do not fit
 }
 _OF_LANE: dict[LaneKind, Color] = {
@@ -74,4 +75,7 @@ _NAMES = {
     OpKind.INPUT_GRAD: "input gradient",
     OpKind.WEIGHT_GRAD: "weight gradient",
     OpKind.OVERLAP_F_B: "overlapped pair",
+    OpKind.REDUCE_GRAD: "reduce gradients",
+    OpKind.NORM: "gradient norm",
+    OpKind.OPT: "optimizer",
 }

@@ -215,6 +215,8 @@ class _Paint:
         self._known: dict[tuple[OpKind, int, int], Color] = {}
 
     def color(self, op: Op) -> Color:
+        if not op.kind.has_microbatch:
+            return color_of(op.kind)
         key = (op.kind, op.stage, self._path_of[op.microbatch])
         if key not in self._known:
             self._known[key] = toned(color_of(op.kind), self._tones[key[2]][op.stage])
@@ -223,9 +225,13 @@ class _Paint:
     def bars(self, op: Op, left: int, right: int) -> list[_Bar]:
         halves = (1, 2) if op.parts else (0,)
         return [
-            _Bar(half, left, right, self.color(part), label=str(part.microbatch))
-            for half, part in zip(halves, op.unpacked, strict=True)
+            _Bar(half, left, right, self.color(part), label=_label(part))
+            for half, part in zip(halves, op.parts or (op,), strict=True)
         ]
+
+
+def _label(op: Op) -> str:
+    return str(op.microbatch) if op.kind.has_microbatch else op.kind.text
 
 
 def _with_gap(bar: _Bar) -> _Bar:
@@ -262,10 +268,11 @@ def _legend(reports: Sequence[Report], width: int) -> tuple[list[str], int]:
     colors: dict[OpKind, dict[float, Color]] = defaultdict(dict)
     for report in reports:
         plan, table = report.trace.plan, tones(report.trace.plan.paths)
-        used = {(part.kind, part.stage, plan.path_of[part.microbatch]) for op in plan.ops for part in op.unpacked}
-        for kind, stage, path in used:
+        used = {(part.kind, part.stage, part.microbatch) for op in plan.ops for part in op.parts or (op,)}
+        for kind, stage, microbatch in used:
             if kind.lane is LaneKind.COMPUTE:
-                colors[kind][table[path][stage]] = toned(color_of(kind), table[path][stage])
+                tone = table[plan.path_of[microbatch]][stage] if kind.has_microbatch else 0.0
+                colors[kind][tone] = toned(color_of(kind), tone)
     parts: list[str] = []
     x, line = 0.0, 0
     for text, boxes in [*_entries(colors), *((note, []) for note in _notes(reports))]:

@@ -9,7 +9,7 @@ import pytest
 import test_trace
 
 import pipert
-from pipert import ConfigError, Costs, schedules
+from pipert import ConfigError, Costs, passes, schedules
 from pipert.trace import Trace
 from pipert.view import write_timeline
 
@@ -85,9 +85,11 @@ def test_page_holds_both_traces_on_one_axis(tmp_path, predicted, measured):
     assert waited == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", schedules.names())
+@pytest.mark.parametrize("name", [*schedules.names(), "post-validated"])
 def test_page_holds_every_op_of_every_schedule(tmp_path, name):
-    plan = pipert.compile(schedules.build(name, num_ranks=4, num_microbatches=8))
+    known = name in schedules.names()
+    program = schedules.build(name if known else "zb-h1", num_ranks=4, num_microbatches=8)
+    plan = pipert.compile(program if known else passes.post_validation(program))
     costs = Costs.per_rank(F=18.522, I=18.086, W=9.337, p2p=0.601, act=3, act_w=1)
     report = pipert.simulate(plan, costs)
     write_timeline(tmp_path / "timeline.html", [(name, report.trace)], costs=costs)
