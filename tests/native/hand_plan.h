@@ -85,7 +85,7 @@ class HandPlan {
     add(send, from, mb, to, -1, {producer});
     const auto ahead = static_cast<size_t>(plan_.recv_depth);
     const auto slot = static_cast<int32_t>(plan_.slots.size());
-    plan_.slots.push_back({to, to, recv == OpKind::RECV_B});
+    plan_.slots.push_back({to, to, recv == OpKind::RECV_B ? Payload::GRAD : Payload::INPUT});
     return add(recv, to, mb, from, slot,
                readers.size() >= ahead ? std::vector{readers[readers.size() - ahead]} : std::vector<int32_t>{});
   }
