@@ -131,16 +131,54 @@ class Finish:
             if self._optimizer is None:
                 return None
             norm = global_norm(self._norms())
+        self.apply(step, norm)
+        return norm
+
+    def apply(self, step: int, norm: Tensor) -> None:
+        """Clip by the global ``norm``, step the optimizer, drop the gradients.
+
+        Raises:
+            PipertError: the norm is not finite; no parameter was changed.
+        """
+        assert self._optimizer is not None
         if not torch.isfinite(norm):
             raise PipertError(f"step {step}: the gradient norm is {norm.item()}; no parameter was changed", step=step)
         if self._clip_norm is not None:
-            clip_gradients(parameters, clip_coefficient(norm, self._clip_norm))
+            clip_gradients(self.tensors(), clip_coefficient(norm, self._clip_norm))
         self._optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Drop the gradients of this process's parameters."""
+        assert self._optimizer is not None
         self._optimizer.zero_grad()
-        for parameter in parameters:
+        for parameter in self._here.values():
             if getattr(parameter, "main_grad", None) is not None:
                 parameter.main_grad = None  # type: ignore[attr-defined]
-        return norm
+
+    def needs_no_clipping(self, norm: Tensor) -> bool:
+        """Whether ``norm`` is finite and leaves the gradients as they are."""
+        coefficient = 1.0 if self._clip_norm is None else clip_coefficient(norm, self._clip_norm)
+        return bool(torch.isfinite(norm)) and float(coefficient) == 1.0
+
+    def tensors(self) -> list[Tensor]:
+        """List this process's parameters."""
+        return list(self._here.values())
+
+    def norms_of(self, rank: int) -> list[Tensor]:
+        """Return the norms of the parameters of ``rank``, which is here, in model order; there are no copies."""
+        return [gradient_norm(self._here[copy]) for (copy,) in self._parameters if copy.rank == rank]
+
+    def norm_of_model(self, norms: Sequence[Tensor]) -> Tensor:
+        """Return the global norm, given those of :meth:`norms_of` rank by rank."""
+        by_rank = sorted(range(len(self._parameters)), key=lambda index: self._parameters[index][0].rank)
+        in_model_order = dict(zip(by_rank, norms, strict=True))
+        return global_norm([in_model_order[index] for index in range(len(norms))])
+
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer, one whose step can be undone; see :func:`pipert.engine.speculation.check_optimizer`."""
+        assert isinstance(self._optimizer, torch.optim.Optimizer)
+        return self._optimizer
 
     def _check(self) -> None:
         members = [member for tie in self._tied for member in tie]

@@ -20,7 +20,7 @@ from pipert.lowering import compile
 from pipert.lowering.lowered_csv import is_lowered, plan_from_csv
 from pipert.lowering.mend import mending_swap
 from pipert.ops import LaneKind
-from pipert.passes import validate
+from pipert.passes import post_validation, validate
 from pipert.plan import Plan
 from pipert.schedules import Effort, Request
 from pipert.schedules.memory import check_memory
@@ -50,6 +50,10 @@ class Source:
             if op.kind.lane not in (LaneKind.SEND, LaneKind.RECV):
                 rows[plan.lanes[lane].rank].append(op)
         return Program(plan.name, plan.paths, plan.path_of, tuple(map(tuple, rows)))
+
+    def with_post_validation(self) -> Source:
+        """Return the same program with the optimizer's step in it; see :func:`pipert.passes.post_validation`."""
+        return Source(self.place, post_validation(self.program()))
 
     def plan(self) -> Plan:
         """Return the plan: as it came, else the program lowered and verified.

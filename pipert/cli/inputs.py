@@ -55,6 +55,14 @@ MemoryLimit = Annotated[
     float | None,
     typer.Option("--memory-limit", help="The most activation that a rank may hold, in the unit of act."),
 ]
+PostValidation = Annotated[
+    bool,
+    typer.Option(
+        "--post-validation",
+        help="Step the optimizer in the plan, without waiting for all ranks, and validate that step in the next one. "
+        "Costs: opt, validate.",
+    ),
+]
 HostCores = Annotated[
     float | None,
     typer.Option("--host-cores", help="Cores that all ranks share; a core for each rank if not given."),

@@ -39,6 +39,7 @@ def plan(
     costs_file: inputs.CostsFile = None,
     costs_from: inputs.CostsFrom = None,
     memory_limit: inputs.MemoryLimit = None,
+    post_validation: inputs.PostValidation = False,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     format: Annotated[
@@ -88,6 +89,8 @@ def plan(
             memory_limit=memory_limit,
             effort=dataclasses.replace(effort, proven=bounds.append),
         )
+    if post_validation:
+        source = source.with_post_validation()
     chosen = format or _format_of(output)
     if chosen is Format.CSV:
         _write(to_csv(source.program()), output)

@@ -30,6 +30,7 @@ def simulate(
     costs_file: inputs.CostsFile = None,
     costs_from: inputs.CostsFrom = None,
     memory_limit: inputs.MemoryLimit = None,
+    post_validation: inputs.PostValidation = False,
     host_cores: inputs.HostCores = None,
     why: Annotated[
         bool,
@@ -83,7 +84,7 @@ def simulate(
                 memory_limit=memory_limit,
                 effort=effort,
             )
-        plan = source.plan()
+        plan = (source.with_post_validation() if post_validation else source).plan()
         report = simulate(plan, known_costs, memory_limit=memory_limit)
         if noise is not None:
             spread = _vary(plan, known_costs, noise, samples, seed)

@@ -18,7 +18,8 @@ from pipert.train.config import DEFAULT_LAYERS, ModelConfig, TrainConfig
 _PIPELINE, _MODEL, _TRAINING = "Pipeline", "Model", "Training"
 _INTERRUPTED = 130  # 128 + SIGINT
 _MAKE_THE_PLAN = (
-    "schedule", "ranks", "microbatches", "chunks", "costs", "costs_file", "memory_limit", "plan", "recompute"
+    "schedule", "ranks", "microbatches", "chunks", "costs", "costs_file", "memory_limit", "plan", "recompute",
+    "post_validation",
 )  # fmt: skip
 _CHECKS, _FILES = "Prediction and proof", "Files"
 
@@ -49,6 +50,14 @@ def train(
         float | None, _option("The most activation that a rank may hold, in the unit of the costs' act.", _PIPELINE)
     ] = None,
     plan: Annotated[Path | None, _option("Run this plan file instead of a schedule.", _PIPELINE)] = None,
+    post_validation: Annotated[
+        bool,
+        _option(
+            "Step the optimizer without waiting for all ranks; validate that step in the next one. Needs --untied.",
+            _PIPELINE,
+            "--post-validation",
+        ),
+    ] = False,
     recompute: Annotated[
         bool, _option("Keep only stage inputs; run each forward again before its backward.", _PIPELINE, "--recompute")
     ] = False,
@@ -140,6 +149,7 @@ def train(
         clip=clip,
         dtype=dtype,
         recompute=recompute,
+        post_validation=post_validation,
         batch_weight_grads=batch_weight_grads,
         data=data,
         save=save,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipert.engine.ports import Sink, Source
+from pipert.engine.speculation import Speculation
 from pipert.errors import LaneTimeout, PipertError, StageError, TransportError
 from pipert.ir import Op
 from pipert.numerics import seed_op
@@ -57,6 +58,7 @@ class Driver:
         seed: int,
         ports: Ports,
         meter: Meter,
+        speculation: Speculation | None = None,
     ) -> None:
         self.stage = stage
         self._stage_idx = stage_idx
@@ -70,6 +72,7 @@ class Driver:
         self._needs_grad: list[list[bool]] = [[]] * num_microbatches
         self._meter = meter
         self._held = 0
+        self._speculation = speculation
 
     def start(self, step: int) -> None:
         """Begin a step."""
@@ -97,6 +100,8 @@ class Driver:
             OpKind.WEIGHT_GRAD: self._put_off_weight_grad if put_off else self.stage.weight_grad,
             OpKind.RECOMPUTE: self.stage.recompute,
         }.get(kind) or self._collective(kind)
+        if self._speculation is not None:
+            run = self._unless_void(run, kind, self._speculation)
         measure = self._measure
 
         def handle(microbatch: int) -> None:
@@ -109,6 +114,22 @@ class Driver:
             measure()
 
         return handle
+
+    def _unless_void(self, run: Handler, kind: OpKind, speculation: Speculation) -> Handler:
+        """Return what runs an op, or, in a step that will be run again, only hands on that there is nothing."""
+        hand_on = {
+            OpKind.FORWARD: self._outputs,
+            OpKind.BACKWARD: self._input_grads,
+            OpKind.INPUT_GRAD: self._input_grads,
+        }.get(kind)
+
+        def run_unless_void(microbatch: int) -> None:
+            if not speculation.void:
+                run(microbatch)
+            elif hand_on is not None:
+                hand_on.give(microbatch, ())
+
+        return run_unless_void
 
     def _collective(self, kind: OpKind) -> Handler:
         """Return what runs a data-parallel op of the stage as a whole: its own method, where it has one."""
@@ -125,6 +146,9 @@ class Driver:
 
     def _forward(self, microbatch: int) -> None:
         inputs = self._take_inputs(microbatch)
+        if not inputs and self._speculation is not None and self._stage_idx > 0:
+            self._outputs.give(microbatch, ())  # from a rank that knows already that this step is void
+            return
         self._needs_grad[microbatch] = [tensor.requires_grad for tensor in inputs]
         outputs = self.stage.forward(microbatch, inputs)
         self._outputs.give(microbatch, self._inputs.owned(microbatch, outputs))

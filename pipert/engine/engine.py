@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +16,9 @@ from pipert.engine import dump
 from pipert.engine.adopt import adopt, modules_of
 from pipert.engine.losses import share_losses
 from pipert.engine.result import StepResult
-from pipert.engine.routes import has_backward
+from pipert.engine.routes import has_backward, has_post_validation
 from pipert.engine.runner import Runner, Settings
+from pipert.engine.speculation import Speculation, check_optimizer, share_total
 from pipert.errors import ConfigError, LaneTimeout, PeerLost, PipertError
 from pipert.exchange import talking
 from pipert.finish import Finish, Optimizer
@@ -108,6 +109,7 @@ class Engine:
         self._num_tokens: Tensor | None = None
         self._closed: str | None = None
         self._runners: dict[bool, Runner] = {}
+        self._speculation: Speculation | None = None
         tied = [tuple(tie) for tie in tied]
         fault: PipertError | None = None
         try:
@@ -121,6 +123,8 @@ class Engine:
                 optimizer=optimizer,
                 clip_norm=clip_norm,
             )
+            if has_post_validation(plan):
+                self._speculation = self._speculate(optimizer, tied)
         except PipertError as error:
             if process_group is None:
                 raise
@@ -136,7 +140,15 @@ class Engine:
             session = meet(process_group, plan, options, fault)
         self._finish.connect()
         self._settings = Settings(
-            self._ranks, session, self._stages, loss_fn, loss_reduction, seed, timeout_ms, link_delays_ms or {}
+            self._ranks,
+            session,
+            self._stages,
+            loss_fn,
+            loss_reduction,
+            seed,
+            timeout_ms,
+            self._speculation,
+            link_delays_ms or {},
         )
         self._runner(training=self._trains)
         dump.watch(self)
@@ -160,12 +172,18 @@ class Engine:
         """
         if not self._trains:
             raise ConfigError("this plan has no backward: call eval_step")
+        if self._speculation is not None and accumulate:
+            raise ConfigError("accumulate: this plan steps the optimizer itself (post-validation), in every step")
         step = self.num_steps
         runner, losses = self._run(True, inputs, targets)
+        if self._speculation is not None and self._speculation.void:
+            runner.discard()
+            self._raise_failure()
+            runner, losses = self._run(True, inputs, targets)
         self.num_steps += 1
         loss, per_microbatch = self._total(losses)
         norm = None
-        if not accumulate:
+        if not accumulate and self._speculation is None:
             num_tokens, self._num_tokens = self._num_tokens, None
             norm = self._finish(step, num_tokens, per_token=self._loss_reduction == "token")
         return self._result(runner, step, loss, per_microbatch, norm)
@@ -176,9 +194,33 @@ class Engine:
         Inputs, targets and errors are those of :meth:`step`. The modules' mode is left as it is: call ``module.eval()``
         before if dropout is not wanted.
         """
+        self.settle()
         runner, losses = self._run(False, inputs, targets)
         loss, per_microbatch, _ = total_loss(losses) if losses else (None, None, None)
         return self._result(runner, self.num_steps, loss, per_microbatch, None)
+
+    def settle(self) -> Tensor | None:
+        """Judge the optimizer's last step of a plan with post-validation now, not in the next step. Collective.
+
+        Afterwards the parameters are what they would be without post-validation. :meth:`eval_step` and :meth:`close` do
+        it by themselves; whoever reads or saves parameters calls it before.
+
+        Returns:
+            The global norm of the last step's gradients before clipping; None if nothing is to be judged.
+
+        Raises:
+            PipertError: that norm is not finite; no parameter was changed by that step.
+            TransportError: the process group failed.
+        """
+        if self._speculation is None or not self._speculation.pending:
+            return None
+        total = self._speculation.total()
+        if self._group is not None:
+            with talking(self._rank, self.num_steps):
+                total = share_total(total, self._ranks[0], self.plan.num_ranks, self._group)
+        self._speculation.settle(total)
+        self._raise_failure()
+        return total
 
     def dump(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write where every lane of this process stands (its cursor, its current op, what it waits for) as JSON.
@@ -202,7 +244,14 @@ class Engine:
         return target
 
     def close(self) -> None:
-        """Stop the lanes, tell the other ranks goodbye, release the shared memory. Stages and gradients stay."""
+        """Settle, stop the lanes, tell the other ranks goodbye, release the memory. Stages and gradients stay."""
+        try:
+            if self._closed is None:
+                self.settle()
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
         self._closed = self._closed or "this engine is closed"
         dump.forget(self)
         while self._runners:
@@ -214,7 +263,27 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:
+            self._stop()
+
+    def _speculate(self, optimizer: Optimizer | None, tied: Sequence[Tie]) -> Speculation:
+        """Make what runs a plan's ops of post-validation."""
+        if tied:
+            raise ConfigError(
+                "tied: adding up copies is a meeting of ranks, which post-validation is there to avoid; leave out one"
+            )
+        if self._loss_reduction == "token":
+            raise ConfigError("loss_reduction='token': all ranks would wait for the number of tokens (post-validation)")
+        check_optimizer(optimizer)
+        return Speculation(self._finish, self._ranks, self.plan.num_ranks)
+
+    def _raise_failure(self) -> None:
+        assert self._speculation is not None
+        failure, self._speculation.failure = self._speculation.failure, None
+        if failure is not None:
+            raise failure
 
     def _adopt(
         self, stages: ByStage[nn.Module | StageProtocol], loss_fn: Callable[..., Any] | None
@@ -251,6 +320,8 @@ class Engine:
                 self._fail(runner, error)
             raise
         try:
+            if self._speculation is not None:
+                self._speculation.start(self.num_steps)
             with preserved_rng():
                 losses = runner.step(self.num_steps, inputs, targets)
             return runner, self._complete(losses)
@@ -266,7 +337,7 @@ class Engine:
                 error.args = (f"{error}; where this rank's lanes stood could not be written: {reason}",)
         self._closed = f"step {self.num_steps} ended this engine ({type(error).__name__}: {error}); make a new one"
         runner.discard()
-        self.close()
+        self._stop()
 
     def _inputs(self, batch: Any) -> list[Tensors]:
         microbatches = [as_tensors(x) for x in self._microbatches("inputs", batch, 0)]

@@ -50,7 +50,7 @@ class Loss:
         Raises:
             PipertError: the loss is not finite.
         """
-        if self._loss_fn is None:
+        if self._loss_fn is None or not tensors:  # nothing comes in a step that will be run again
             return
         outputs = [tensor for tensor in tensors if tensor is not None]
         target = self._targets[microbatch]

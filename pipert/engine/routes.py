@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipert.ops import OpKind
+from pipert.ops import LaneKind, OpKind, Scope
 from pipert.replicas import Replica, replicas
 
 if TYPE_CHECKING:
@@ -61,8 +61,22 @@ def compute_ops(plan: Plan, ranks: Collection[int]) -> list[tuple[int, Op]]:
     return [
         (plan.lanes[lane].rank, op)
         for op, lane in zip(plan.ops, plan.op_lane, strict=True)
-        if op.kind not in _TRANSFERS and plan.lanes[lane].rank in ranks
+        if op.kind.lane in (LaneKind.COMPUTE, LaneKind.COLLECTIVE) and plan.lanes[lane].rank in ranks
     ]
+
+
+def rank_transfers(plan: Plan, rank: int) -> dict[OpKind, int]:
+    """Return the ids of the transfers that are for ``rank`` as a whole, by kind."""
+    return {
+        op.kind: op_id
+        for op_id, op in enumerate(plan.ops)
+        if op.kind.scope is Scope.RANK and op.kind.lane is not LaneKind.COMPUTE and op.stage == rank
+    }
+
+
+def has_post_validation(plan: Plan) -> bool:
+    """Whether the plan steps the optimizer itself."""
+    return any(op.kind is OpKind.OPT for op in plan.ops)
 
 
 def has_backward(plan: Plan) -> bool:

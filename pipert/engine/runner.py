@@ -13,9 +13,10 @@ from pipert import _core
 from pipert.engine.driver import Driver, Handler, Meter, Ports
 from pipert.engine.loss import Loss
 from pipert.engine.ports import Handover, Inbox, Kept, Outbox, SendLane, Sink, Sinks, Source, Sources
-from pipert.engine.routes import Route, compute_ops, has_backward, routes
+from pipert.engine.routes import Route, compute_ops, has_backward, rank_transfers, routes
+from pipert.engine.speculation import RankPorts, Speculation
 from pipert.numerics import LossReduction, MicrobatchLoss
-from pipert.ops import OpKind
+from pipert.ops import OpKind, Scope
 from pipert.replicas import Replica
 from pipert.stages import Stage, StageProtocol, Tensors
 
@@ -39,6 +40,7 @@ class Settings:
         loss_reduction: what the loss is averaged over.
         seed: of the random numbers.
         timeout_ms: the longest wait.
+        speculation: runs the ops of post-validation; None if the plan has none.
         link_delays_ms: (source rank, destination rank) → (latency, occupancy) of messages that are held back.
     """
 
@@ -49,6 +51,7 @@ class Settings:
     loss_reduction: LossReduction
     seed: int
     timeout_ms: int
+    speculation: Speculation | None
     link_delays_ms: Mapping[tuple[int, int], tuple[float, float]]
 
 
@@ -64,6 +67,7 @@ class Runner:
         self._feed = Kept(plan.num_microbatches)
         self._loss = Loss(settings.loss_fn, settings.loss_reduction, plan)
         self._drivers = self._make_drivers(settings)
+        self._speculation = settings.speculation if self.training else None
         self.executor.bind(self._make_handlers(settings.ranks))
 
     def step(self, step: int, inputs: Sequence[Tensors], targets: Sequence[Any]) -> list[MicrobatchLoss | None]:
@@ -127,6 +131,7 @@ class Runner:
             settings.seed,
             ports,
             self._meters[route.rank],
+            settings.speculation if self.training else None,
         )
 
     def _source(self, microbatches: Sequence[int], recv_ops: Sequence[int], here: Source) -> Source:
@@ -148,8 +153,12 @@ class Runner:
 
     def _make_handlers(self, ranks: Collection[int]) -> list[Handler]:
         made: dict[tuple[OpKind, Replica, bool], Handler] = {}
+        of_ranks = {} if self._speculation is None else {rank: self._rank_ports(rank) for rank in ranks}
 
         def handler(op: Op, rank: int, put_off: bool = False) -> Handler:
+            if op.kind.scope is Scope.RANK:
+                assert self._speculation is not None
+                return self._speculation.handler(op.kind, rank, of_ranks[rank])
             key = op.kind, (rank, op.stage), put_off
             if key not in made:
                 made[key] = self._drivers[rank, op.stage].handler(op.kind, training=self.training, put_off=put_off)
@@ -162,6 +171,23 @@ class Runner:
             else handler(op, rank, put_off)
             for (rank, op), put_off in zip(ops, self._put_off(ops), strict=True)
         ]
+
+    def _rank_ports(self, rank: int) -> RankPorts:
+        transfers = rank_transfers(self.plan, rank)
+
+        def source(kind: OpKind) -> Source | None:
+            op = transfers.get(kind)
+            return None if op is None else Inbox(self.executor, [op], [self.plan.op_slot[op]])
+
+        def sink(kind: OpKind) -> Sink | None:
+            op = transfers.get(kind)
+            if op is None:
+                return None
+            return Outbox(self._send_lanes.setdefault(self.plan.op_lane[op], SendLane(self.executor.post)), [op])
+
+        return RankPorts(
+            source(OpKind.RECV_NORM), sink(OpKind.SEND_NORM), source(OpKind.RECV_TOTAL), sink(OpKind.SEND_TOTAL)
+        )
 
     def _put_off(self, ops: Sequence[tuple[int, Op]]) -> list[bool]:
         """Tell of each op whether it is a W of a stage that computes it together with the next op of its rank."""

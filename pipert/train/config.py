@@ -67,6 +67,7 @@ class TrainConfig:
     clip: float = 1.0
     dtype: str = "fp32"
     recompute: bool = False
+    post_validation: bool = False
     batch_weight_grads: bool = False
     data: Path | None = None
     save: Path | None = None

@@ -35,9 +35,13 @@ def make_plan(config: TrainConfig, started_ranks: int | None) -> Plan:
     plan = source.plan()
     _agree(source.place, plan.num_ranks, "ranks", started_ranks, config.ranks)
     _agree(source.place, plan.num_microbatches, "microbatches", config.microbatches)
+    program = source.program()
     if config.recompute:
-        program = source.program()
-        plan = compile(passes.recompute(program, range(program.num_stages)))
+        program = passes.recompute(program, range(program.num_stages))
+    if config.post_validation:
+        program = passes.post_validation(program)
+    if config.recompute or config.post_validation:
+        plan = compile(program)
     return plan
 
 

@@ -72,9 +72,10 @@ class Training:
         loss = None if result.loss is None else result.loss.item()
         bits = None
         if config.verify:
-            assert result.grad_norm is not None
+            norm = self._engine.settle() if result.grad_norm is None else result.grad_norm
+            assert norm is not None
             losses = () if result.losses is None else tuple(result.losses.tolist())
-            bits = StepBits(losses, result.grad_norm.item(), self._gradients)
+            bits = StepBits(losses, norm.item(), self._gradients)
         return StepNote(result.records, result.peak_activation_bytes, loss, bits)
 
     def costs(self) -> dict[Replica, StageCosts]:
@@ -83,11 +84,13 @@ class Training:
 
     def digests(self) -> Digests:
         """See Work."""
+        self._engine.settle()
         return parameter_digests(self._optimizer.model_parameters)
 
     def save(self, num_steps: int) -> Path:
         """See Work."""
         assert self._config.save is not None
+        self._engine.settle()
         return checkpoint.save(self._config.save, num_steps, self._optimizer, about(self._config))
 
     def close(self) -> None:
