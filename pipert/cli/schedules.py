@@ -20,7 +20,7 @@ rank is idle between its first and its last op, when m fills the pipeline (m >= 
 of zeropp; 2p for dualpipe and dualpipe-v, whose formula is for F = I >= W) and is a multiple of the schedule's groups.
 peak: the activations of the fullest rank, where 1 is all that one microbatch leaves on a rank, from its F to its B or
 W. chimera, bitpipe and dualpipe have two directions: each rank holds the parameters of two places in the pipeline.
-Their formulas are for an even p; an odd p is about as slow as p + 1.
+Their formulas are for an even p; an odd p has the bubble of p + 1.
 
 Draw one: pipert plan zb-h1 --ranks 4 --microbatches 8
 Compare them: pipert schedules --ranks 8 --microbatches 24 --costs F=18.5,I=18.1,W=9.3,p2p=0.6"""

@@ -18,8 +18,7 @@ def dualpipe(request: Request) -> Program:
     that arrives from the other half is the leg up. The second half mirrors the first.
 
     The paper has an even p, an even m, and m >= 2p. An odd m takes as long as m + 1, a small one what it takes in
-    DualPipeV. With an odd p both directions have the turn of their V on the middle rank, and the ranks beyond it start
-    with one forward less: at most one op slower than p + 1 ranks.
+    DualPipeV. An odd p is p + 1 ranks with one of the two at the turn taken away, and has their bubble and their peak.
     """
     p, m = request.num_ranks, request.num_microbatches
     num_paths = min(m, p, 2)
@@ -31,10 +30,8 @@ def dualpipe(request: Request) -> Program:
     ranks = []
     for rank in range(p):
         outer = min(rank, p - 1 - rank)
-        first_half = rank == outer
-        num_late = 0 if first_half else p % 2
-        pattern = v_pattern(outer, half, length, num_late)
-        legs = directions if first_half else directions[::-1]
+        pattern = v_pattern(min(rank, 2 * half - 1 - rank), half, length)
+        legs = directions if rank == outer else directions[::-1]
         ranks.append(tuple(read_pattern(pattern, (outer, p - 1 - outer), legs)))
     down = placement.loop(p, 1)
     paths = (down, placement.mirrored(down))[:num_paths]

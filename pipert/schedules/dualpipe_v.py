@@ -27,30 +27,24 @@ def dualpipe_v(rank: int, num_ranks: int, num_microbatches: int, num_chunks: int
     return read_pattern(pattern, (rank, 2 * num_ranks - 1 - rank), (microbatches, microbatches))
 
 
-def v_pattern(rank: int, num_ranks: int, num_microbatches: int, num_late: int = 0) -> list[str]:
+def v_pattern(rank: int, num_ranks: int, num_microbatches: int) -> list[str]:
     """Write the order of ``rank`` in letters, for at least 2p - 1 microbatches on each leg.
 
     A small letter is the way down, a capital the way up: f forward, b full backward, i input gradient; w is the weight
     gradient that has waited longest. Two letters are a pair.
-
-    Args:
-        rank: of the V, from 0 at its top.
-        num_ranks: of the V.
-        num_microbatches: on each leg.
-        num_late: so many forwards of the warm-up come later, in pairs.
     """
     below = num_ranks - 1 - rank  # ranks between this one and the turn of the V
-    pairs = ["fB", "Fb"] * (num_microbatches - num_ranks - below + num_late)
+    pairs = ["fB", "Fb"] * (num_microbatches - num_ranks - below)
     if below == 0:
         pairs[:1] = "".join(pairs[:1])  # f, B: as a pair they would hold up the first backward of all
     last_backwards = "Bb" * (rank + 1)
     whole, split = last_backwards[: rank + 1], last_backwards[rank + 1 :]
     return [
-        *"f" * (2 * below - num_late),
+        *"f" * (2 * below),
         *"fF" * (rank + 1),
         *"IwF" * below,
         *pairs,
-        *["B", "Fb"] * (below - num_late),
+        *["B", "Fb"] * below,
         *whole,
         *split.replace("B", "I").replace("b", "i"),
         *"wi" * below,
