@@ -1,6 +1,9 @@
 # Each target makes what it needs: .venv, when it is missing or its ingredients changed; the native core, when its
 # sources changed. PYTHON chooses the Python, PIPERT_CUDA=OFF|ON|AUTO whether the core is built with CUDA.
 PYTHON ?= python3
+# Where .venv is activated, the Python that it was made with.
+override PYTHON := $(or $(shell PATH="$$(printf %s "$$PATH" | sed 's|$(CURDIR)/.venv/bin:||g')" \
+	sh -c 'command -v $(PYTHON)'),$(PYTHON))
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 120
 
