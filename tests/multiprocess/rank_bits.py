@@ -90,7 +90,7 @@ def main() -> None:
     for case in CASES:
         check_one_step(pipeline(case, TWO_WAY, num_ranks), rank)
     dist.destroy_process_group()
-    print(f"rank {rank} done", flush=True)
+    sys.stdout.write(f"rank {rank} done\n")  # in one piece, as all ranks write into one file
 
 
 main()
