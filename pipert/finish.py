@@ -175,11 +175,6 @@ class Finish:
         in_model_order = dict(zip(by_rank, norms, strict=True))
         return global_norm([in_model_order[index] for index in range(len(norms))])
 
-    def torch_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer, one whose step can be undone; see :func:`pipert.engine.speculation.check_optimizer`."""
-        assert isinstance(self._optimizer, torch.optim.Optimizer)
-        return self._optimizer
-
     def _check(self) -> None:
         members = [member for tie in self._tied for member in tie]
         for stage, name in members:

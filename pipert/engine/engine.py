@@ -214,7 +214,7 @@ class Engine:
         """
         if self._speculation is None or not self._speculation.pending:
             return None
-        total = self._speculation.total()
+        total = self._speculation.total
         if self._group is not None:
             with talking(self._rank, self.num_steps):
                 total = share_total(total, self._ranks[0], self.plan.num_ranks, self._group)
@@ -276,8 +276,7 @@ class Engine:
             )
         if self._loss_reduction == "token":
             raise ConfigError("loss_reduction='token': all ranks would wait for the number of tokens (post-validation)")
-        check_optimizer(optimizer)
-        return Speculation(self._finish, self._ranks, self.plan.num_ranks)
+        return Speculation(self._finish, check_optimizer(optimizer), self._ranks, self.plan.num_ranks)
 
     def _raise_failure(self) -> None:
         assert self._speculation is not None

@@ -42,7 +42,8 @@ class Speculation:
     parameters. Its ops then compute nothing and hand on empty messages, and the engine runs that step again.
 
     Args:
-        finish: the parameters, the optimizer and the arithmetic of the end of a step.
+        finish: the parameters and the arithmetic of the end of a step.
+        optimizer: that of ``finish``.
         ranks: those of this process.
         num_ranks: of the plan.
 
@@ -51,10 +52,13 @@ class Speculation:
         failure: why no later step makes sense: the norm was not finite.
     """
 
-    def __init__(self, finish: Finish, ranks: tuple[int, ...], num_ranks: int) -> None:
+    def __init__(
+        self, finish: Finish, optimizer: torch.optim.Optimizer, ranks: tuple[int, ...], num_ranks: int
+    ) -> None:
         self.void = False
         self.failure: PipertError | None = None
         self._finish = finish
+        self._optimizer = optimizer
         self._ranks = ranks
         self._last_rank = num_ranks - 1
         self._norms: list[Tensor] = []  # of the ranks up to the last one here
@@ -90,8 +94,9 @@ class Speculation:
         self.void = False
         return total
 
+    @property
     def total(self) -> Tensor | None:
-        """Return the norm over all ranks of the step that is to be judged, where it is known."""
+        """The norm over all ranks of the step that is to be judged, where it is known."""
         return self._total
 
     def judge(self) -> None:
@@ -129,10 +134,10 @@ class Speculation:
             return
         if rank == self._last_rank:
             self._total = self._finish.norm_of_model(self._norms)
-        self._saved = _Saved(self._finish.tensors(), self._finish.torch_optimizer(), self._step)
+        self._saved = _Saved(self._finish.tensors(), self._optimizer, self._step)
         self._stepped = self._finish.needs_no_clipping(global_norm(self._norms))
         if self._stepped:
-            self._finish.torch_optimizer().step()
+            self._optimizer.step()
 
     def _validate(self, ports: RankPorts) -> None:
         if ports.total_in is not None:
