@@ -17,7 +17,7 @@ from pipert.errors import ConfigError
 from pipert.ops import OpKind
 
 if TYPE_CHECKING:
-    from pipert.ir import Program
+    from pipert.ir import Op, Program
     from pipert.plan import Plan
     from pipert.trace import Trace
 
@@ -93,6 +93,10 @@ class StageCosts:
         """
         name = _TIME_NAMES.get(kind.text)
         return 0.0 if name is None else float(getattr(self, name))
+
+    def scale_of(self, microbatch: int) -> float:
+        """Return what the times of ``microbatch`` are multiplied with."""
+        return self.microbatch_scale[microbatch] if self.microbatch_scale else 1.0
 
     def scaled(self, share: float) -> StageCosts:
         """Multiply every time and size by ``share``."""
@@ -307,6 +311,23 @@ class Costs:
         latency = self.p2p if link.latency is None else link.latency
         return latency, self.occupancy if link.bandwidth is None else self.message_bytes / link.bandwidth
 
+    def speed_of(self, rank: int) -> float:
+        """Return how fast ``rank`` computes; a rank of speed 1 takes the times as they are given."""
+        return self.rank_speed[rank] if self.rank_speed else 1.0
+
+    def op_time(self, op: Op, rank: int, stages: Sequence[StageCosts]) -> float:
+        """Return how long a microbatch's compute op (a pair: both of its parts) takes on ``rank``.
+
+        Args:
+            op: the op.
+            rank: where it runs.
+            stages: what `for_plan` gave.
+        """
+        time = sum(
+            stages[part.stage].time_of(part.kind) * stages[part.stage].scale_of(part.microbatch) for part in op.unpacked
+        )
+        return time * (self.overlap if op.parts else 1.0) / self.speed_of(rank)
+
     def for_plan(self, plan: Plan | Program) -> tuple[StageCosts, ...]:
         """Spread the costs over the stages of ``plan``. A rank's share goes to its chunks of the first path.
 
@@ -355,6 +376,11 @@ def _recut(stages: tuple[StageCosts, ...], num_pieces: int) -> tuple[StageCosts,
         }
         pieces.append(StageCosts(**sums))
     return tuple(pieces)
+
+
+def tolerated(memory_limit: float | None) -> float:
+    """Return how much activation, added up in floats, still keeps a limit; infinite if there is none."""
+    return math.inf if memory_limit is None else memory_limit * (1 + 1e-9)
 
 
 def check_size(name: str, value: object) -> None:

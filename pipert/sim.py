@@ -58,7 +58,7 @@ def clock_costs(plan: Plan, costs: Costs) -> _core.ClockCosts:
     scale: list[float] = []
     if any(stage.microbatch_scale for stage in stages):
         for stage in stages:
-            scale += stage.microbatch_scale or (1.0,) * plan.num_microbatches
+            scale += map(stage.scale_of, range(plan.num_microbatches))
     return _core.ClockCosts(
         times={kind.text: _times(kind, plan, stages) for kind in OpKind},
         scale=scale,

@@ -108,13 +108,7 @@ class _Fill:
         heapq.heappush(self.events, (end, rank))
 
     def _time(self, rank: int, op: Op) -> float:
-        time = 0.0
-        for part in op.unpacked:
-            stage = self.stages[part.stage]
-            scale = stage.microbatch_scale[part.microbatch] if stage.microbatch_scale else 1.0
-            time += stage.time_of(part.kind) * scale
-        speed = self.costs.rank_speed[rank] if self.costs.rank_speed else 1.0
-        return time * (self.costs.overlap if op.parts else 1.0) / speed
+        return self.costs.op_time(op, rank, self.stages)
 
 
 class _Memory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipert.costs import Costs, StageCosts
+from pipert.costs import Costs, StageCosts, tolerated
 from pipert.errors import ConfigError
 from pipert.ir import Op, Program
 from pipert.ops import OpKind
@@ -43,7 +43,7 @@ def check_memory(program: Program, costs: Costs, limit: float) -> None:
     """
     peaks = peak_activation(program, costs)
     rank = max(range(len(peaks)), key=peaks.__getitem__)
-    if peaks[rank] > limit * (1 + 1e-9):
+    if peaks[rank] > tolerated(limit):
         needs = f"{program.name} holds {peaks[rank]:g} activations on rank {rank}"
         raise ConfigError(f"{needs}, more than the memory limit of {limit:g}; the least limit is {peaks[rank]:g}")
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from pipert.costs import Costs
+from pipert.costs import Costs, tolerated
 from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.lowering import compile
@@ -134,7 +134,7 @@ def check_limits(limits: Sequence[float], least: Sequence[float]) -> None:
         ConfigError: naming the rank and the least limit of all ranks.
     """
     for rank, (limit, needed) in enumerate(zip(limits, least, strict=True)):
-        if not needed <= limit * (1 + 1e-9):
+        if not needed <= tolerated(limit):
             raise ConfigError(
                 f"no schedule keeps the memory limit of {limit:g}: on rank {rank} one microbatch alone holds "
                 f"{needed:g}; the least limit is {max(least):g}"
@@ -173,4 +173,4 @@ def _known_schedules(placed: Program) -> Iterator[Program]:
 
 
 def _keeps(program: Program, costs: Costs, limits: Sequence[float]) -> bool:
-    return all(peak <= limit * (1 + 1e-9) for peak, limit in zip(peak_activation(program, costs), limits, strict=True))
+    return all(peak <= tolerated(limit) for peak, limit in zip(peak_activation(program, costs), limits, strict=True))

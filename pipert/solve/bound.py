@@ -40,6 +40,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipert.costs import tolerated
 from pipert.ops import OpKind
 from pipert.solve.problem import Job, Problem
 
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from pipert.plan import Plan
 
 _KIND = re.compile(r"(?<=[0-9])[FIWBR](?=[0-9])|OVERLAP_F_B")
-_ROUNDING = 1e-9  # by how much floats that should fill a memory limit may exceed it
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class _Rank:
     """What one rank needs at least: ``span`` from its first to its last op, ``end`` from the start of the step."""
 
     def __init__(self, problem: Problem, chains: Sequence[_Chain], rank: int, again: float) -> None:
-        self.limit = math.inf if problem.memory_limit is None else problem.memory_limit * (1 + _ROUNDING)
+        self.limit = tolerated(problem.memory_limit)
         self.sizes = [stage.act for stage in problem.memory]
         self.sizes_after_input_grad = [stage.act_w for stage in problem.memory]
         self.visits = [(chain, stages) for chain in chains if (stages := chain.job.stages_on(rank))]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from pipert.costs import tolerated
 from pipert.ir import Op, Program
 from pipert.ops import OpKind
 from pipert.passes import split_backward
@@ -184,6 +185,4 @@ def _whole_memory(problem: Problem) -> tuple[list[tuple[int, int, int]], int | N
     def whole(size: float) -> int:
         return math.floor(size / quantum + _TOLERANCE)
 
-    return [(whole(first), whole(second), whole(third)) for first, second, third in parts], whole(
-        limit * (1 + _TOLERANCE)
-    )
+    return [(whole(first), whole(second), whole(third)) for first, second, third in parts], whole(tolerated(limit))

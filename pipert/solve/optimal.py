@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipert.costs import Costs
+from pipert.costs import Costs, tolerated
 from pipert.errors import ConfigError, PlanError
 from pipert.ir import Op, Program
 from pipert.lowering import compile
@@ -152,7 +152,7 @@ def optimal(
 
 def _figure(program: Program, costs: Costs, memory_limit: float | None, goal: Goal) -> float | None:
     """Simulate a schedule; None if it does not keep the limit, or cannot be compiled."""
-    if memory_limit is not None and max(peak_activation(program, costs)) > memory_limit * (1 + _TOLERANCE):
+    if max(peak_activation(program, costs)) > tolerated(memory_limit):
         return None
     try:
         report = simulate(compile(program, recv_depth=RECV_DEPTH), costs)

@@ -30,10 +30,9 @@ def search_problem(placed: Program, costs: Costs, memory_limits: Sequence[float]
     """
     stages = costs.for_plan(placed)
     num_ranks, num_microbatches = placed.num_ranks, placed.num_microbatches
-    speeds = costs.rank_speed or (1.0,) * num_ranks
     ranks = [placed.rank_of(stage, mb) for stage in range(placed.num_stages) for mb in range(num_microbatches)]
-    scales = [scale for stage in stages for scale in stage.microbatch_scale or (1.0,) * num_microbatches]
-    slowness = [scale / speeds[rank] for scale, rank in zip(scales, ranks, strict=True)]
+    scales = [stage.scale_of(microbatch) for stage in stages for microbatch in range(num_microbatches)]
+    slowness = [scale / costs.speed_of(rank) for scale, rank in zip(scales, ranks, strict=True)]
     cell_stages = [stage for stage in stages for _ in range(num_microbatches)]
     kept = [0.0] * num_ranks
     for stage, rank in zip(cell_stages, ranks, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipert.costs import Costs, StageCosts
+from pipert.costs import Costs, StageCosts, tolerated
 from pipert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ class Problem:
         stages = costs.for_plan(placed)
         groups: dict[tuple[int, tuple[float, ...]], list[int]] = {}
         for microbatch, path in enumerate(placed.path_of):
-            scale = tuple(stage.microbatch_scale[microbatch] if stage.microbatch_scale else 1.0 for stage in stages)
+            scale = tuple(stage.scale_of(microbatch) for stage in stages)
             groups.setdefault((path, scale), []).append(microbatch)
         jobs = tuple(
             _job(members, placed.paths[path], scale, stages, costs) for (path, scale), members in groups.items()
         )
         problem = cls(placed.num_ranks, jobs, stages, memory_limit)
-        if memory_limit is not None and memory_limit * (1 + 1e-9) < problem.least_memory:
+        if memory_limit is not None and problem.least_memory > tolerated(memory_limit):
             raise ConfigError(
                 f"no schedule keeps the memory limit of {memory_limit:g}: the least limit is "
                 f"{problem.least_memory:g}, which a rank takes for the activations of one microbatch"
@@ -139,9 +139,7 @@ def _job(
     def delay(source: int, destination: int) -> float:
         return 0.0 if source == destination else sum(costs.transfer(source, destination))
 
-    factors = [
-        factor / (costs.rank_speed[rank] if costs.rank_speed else 1.0) for factor, rank in zip(scale, path, strict=True)
-    ]
+    factors = [factor / costs.speed_of(rank) for factor, rank in zip(scale, path, strict=True)]
     times = tuple(
         Times(
             stage.F * factor, stage.I * factor, stage.W * factor, stage.full_backward * factor, stage.recompute * factor

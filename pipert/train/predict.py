@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipert.costs import Costs, StageCosts
-from pipert.ir import Op
 from pipert.plan import Plan
 from pipert.replicas import Replica
 from pipert.sim import Report, simulate
@@ -59,12 +58,6 @@ def _serial(plan: Plan, costs: Costs) -> Report:
     now = 0.0
     for op_id, op in enumerate(plan.ops):
         start.append(now)
-        speed = costs.rank_speed[plan.rank_of(op_id)] if costs.rank_speed else 1.0
-        now += sum(stages[part.stage].time_of(part.kind) * _scale(stages, part) for part in op.unpacked) / speed
+        now += costs.op_time(op, plan.rank_of(op_id), stages)
         end.append(now)
     return measure(Trace(plan, start, end), costs)
-
-
-def _scale(stages: Sequence[StageCosts], op: Op) -> float:
-    scale = stages[op.stage].microbatch_scale
-    return scale[op.microbatch] if scale else 1.0

@@ -22,9 +22,7 @@ class TimedWork:
     def __init__(self, costs: Costs, plan: Plan, place: Place) -> None:
         stage_costs = costs.for_plan(plan)
         stages = {
-            (rank, stage): timed_stage(
-                stage_costs[stage], stage, plan.num_stages, costs.rank_speed[rank] if costs.rank_speed else 1.0
-            )
+            (rank, stage): timed_stage(stage_costs[stage], stage, plan.num_stages, costs.speed_of(rank))
             for rank, stage in place.replicas
         }
         delays = {}

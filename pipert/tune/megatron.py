@@ -8,9 +8,9 @@ not divide, the first stages get one more here, which Megatron would refuse.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
+from pipert.costs import tolerated
 from pipert.lowering import compile
 from pipert.schedules import build
 from pipert.sim import simulate
@@ -40,7 +40,7 @@ class Baseline:
 def megatron(layers: Sequence[Layer], machine: Machine, num_microbatches: int) -> Baseline:
     """Find Megatron's best number of chunks; of those that keep the memory limit, if any does."""
     num_ranks = machine.num_ranks
-    limit = math.inf if machine.memory_limit is None else machine.memory_limit * (1 + 1e-9)
+    limit = tolerated(machine.memory_limit)
     baselines = []
     for chunks in range(1, len(layers) // num_ranks + 1):
         name = "1f1b" if chunks == 1 else "interleaved"

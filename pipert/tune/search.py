@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipert.costs import Costs
+from pipert.costs import Costs, tolerated
 from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.lowering import compile
@@ -226,8 +226,7 @@ class _Search:
             plan = compile(program)
             self.plans[id(program)] = program, plan
         report = simulate(plan, self.machine.costs(self.layers, cut))
-        limit = self.machine.memory_limit
-        fits = limit is None or max(report.peak_activation) <= limit * (1 + 1e-9)
+        fits = max(report.peak_activation) <= tolerated(self.machine.memory_limit)
         candidate = _Candidate(program, cut, report.makespan if fits else math.inf)
         if self.best is None or candidate.step_time < self.best.step_time:
             self.best = candidate
@@ -282,8 +281,7 @@ class _Search:
 
     def _excess(self, program: Program, cut: Cut) -> float:
         """Return by how much one microbatch alone exceeds the memory limit."""
-        limit = math.inf if self.machine.memory_limit is None else self.machine.memory_limit
-        return max(0.0, self._memory(program, cut) - limit * (1 + 1e-9))
+        return max(0.0, self._memory(program, cut) - tolerated(self.machine.memory_limit))
 
     def _memory(self, program: Program, cut: Cut) -> float:
         """Return the most that one microbatch takes of a rank."""

@@ -7,6 +7,7 @@ import random
 import pytest
 from deadlock_search import PlanSearch
 from plan_driver import Driver
+from random_plans import with_collectives
 
 import pipert
 from pipert import Costs, PlanError, Program, _core, schedules
@@ -169,19 +170,6 @@ def test_any_schedule_takes_them():
     times = Costs.per_rank(F=1, I=1, W=1)
     for name in ("1f1b", "interleaved", "zb-h1", "zb-v"):
         plain = schedules.build(name, num_ranks=4, num_microbatches=8)
-        rows = []
-        for rank, ops in enumerate(plain.ranks):
-            row, whole = [], set()
-            for op in ops:
-                if op.stage not in whole:
-                    row.append(Op.parse(f"{op.stage}UNSHARD"))
-                    whole.add(op.stage)
-                row.append(op)
-                if rng.random() < 0.2:
-                    row.append(Op.parse(f"{op.stage}RESHARD"))
-                    whole.discard(op.stage)
-            row += [Op.parse(f"{stage}REDUCE_GRAD") for stage in plain.chunks(rank)]
-            rows.append(tuple(row))
-        plan = pipert.compile(Program(name, plain.paths, plain.path_of, tuple(rows)))
+        plan = pipert.compile(with_collectives(rng, plain))
         bare = pipert.compile(plain)
         assert pipert.simulate(plan, times).makespan == pipert.simulate(bare, times).makespan
