@@ -115,7 +115,8 @@ class CopySums:
             incoming[peer], places = self._parcel(self._incoming[peer], received[peer])
             arrived |= places
         exchange(self._group, outgoing, incoming)
-        return arrived
+        device = next(iter(self._here.values())).device  # there is a copy here, or there is no peer
+        return {copy: gradient.to(device) for copy, gradient in arrived.items()}
 
     def _parcel(self, copies: Sequence[Copy], types: Tensor) -> tuple[Tensor, dict[Copy, Tensor]]:
         """Make one piece of memory for the gradients of ``copies``, and give the place of each that there is."""

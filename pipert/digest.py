@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def digest(tensor: Tensor | None) -> bytes:
-    """Return a digest of a CPU tensor's type, shape and bits; of None, nothing."""
+    """Return a digest of a tensor's type, shape and bits; of None, nothing."""
     if tensor is None:
         return b""
-    tensor = tensor.detach().contiguous()
+    tensor = tensor.detach().cpu().contiguous()
     content = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()) if tensor.nbytes else b""
     return hashlib.blake2b(content, digest_size=16, key=f"{tensor.dtype}{tuple(tensor.shape)}".encode()[:64]).digest()

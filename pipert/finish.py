@@ -87,6 +87,11 @@ class Finish:
         self._tied = [tuple(tie) for tie in tied]
         self._check()
 
+    @property
+    def judges(self) -> bool:
+        """Whether the end of a step looks at what was computed: it steps an optimizer, or meets other processes."""
+        return self._optimizer is not None or self._group is not None
+
     def connect(self) -> None:
         """Learn which parameters the other ranks have. Collective; before the first :meth:`__call__`.
 
@@ -194,7 +199,9 @@ class Finish:
             raise ConfigError("clip_norm needs an optimizer")
 
     def _share_num_tokens(self, num_tokens: Tensor | None) -> int:
-        count = torch.zeros(1, dtype=torch.int64) if num_tokens is None else num_tokens.reshape(1).to(torch.int64)
+        count = torch.zeros(1, dtype=torch.int64)
+        if num_tokens is not None:
+            count[0] = num_tokens
         if self._group is not None:
             dist.broadcast(count, group=self._group, group_src=self._holders[-1][0])
         return int(count)
@@ -217,4 +224,8 @@ class Finish:
             row[0], row[1] = norm.double(), norm.dtype == torch.float64
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(parts, mine, group=self._group)
-        return [iter(row[0] if row[1] else row[0].float() for row in part) for part in parts]
+        return [iter(self._here_again(row[0] if row[1] else row[0].float()) for row in part) for part in parts]
+
+    def _here_again(self, norm: Tensor) -> Tensor:
+        """Return ``norm`` where this process's parameters are: the arithmetic of a device is its own."""
+        return norm.to(next((parameter.device for parameter in self._here.values()), norm.device))

@@ -54,18 +54,33 @@ def op_seed(seed: int, step: int, stage: int, microbatch: int) -> int:
 
 
 def seed_op(seed: int, step: int, stage: int, microbatch: int) -> None:
-    """Seed torch's default CPU generator for the forward of (``stage``, ``microbatch``), and of its loss."""
-    torch.default_generator.manual_seed(op_seed(seed, step, stage, microbatch))
+    """Seed torch's default generators for the forward of (``stage``, ``microbatch``), and of its loss.
+
+    They are the CPU's and, where CUDA is in use, the current device's; while a stream is captured that one is left
+    alone, because the graph's launches draw from it.
+    """
+    number = op_seed(seed, step, stage, microbatch)
+    torch.default_generator.manual_seed(number)
+    for generator in _device_generators():
+        generator.manual_seed(number)
 
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Give torch's default CPU generator its state back at the end."""
-    state = torch.default_generator.get_state()
+    """Give torch's default generators, those of :func:`seed_op`, their state back at the end."""
+    generators = [torch.default_generator, *_device_generators()]
+    states = [(generator, generator.get_state()) for generator in generators]
     try:
         yield
     finally:
-        torch.default_generator.set_state(state)
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _device_generators() -> tuple[torch.Generator, ...]:
+    if not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        return ()
+    return (torch.cuda.default_generators[torch.cuda.current_device()],)
 
 
 @functools.lru_cache(maxsize=8)

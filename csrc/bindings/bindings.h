@@ -10,6 +10,7 @@ void bind_device(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
 void bind_transport(pybind11::module_& m);
 void bind_executor(pybind11::module_& m);
+void bind_stream_executor(pybind11::module_& m);
 void bind_sim(pybind11::module_& m);
 void bind_search(pybind11::module_& m);
 

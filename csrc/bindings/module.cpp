@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m) {
   bind_plan(m);
   bind_transport(m);
   bind_executor(m);
+  bind_stream_executor(m);
   bind_sim(m);
   bind_search(m);
 }

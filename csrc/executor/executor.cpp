@@ -5,47 +5,12 @@
 
 #include "core/clock.h"
 #include "core/error.h"
+#include "executor/paused.h"
 
 namespace pipert {
 namespace {
 
 constexpr int64_t kSliceNs = 50'000'000;
-
-// Pauses the host for the time of a wait.
-class Paused {
- public:
-  explicit Paused(ComputeHost& host) : host_(host) { host_.pause(); }
-  ~Paused() {
-    if (paused_) host_.resume();
-  }
-  void check_signals() {
-    paused_ = false;
-    host_.resume();
-    host_.check_signals();
-    host_.pause();
-    paused_ = true;
-  }
-
- private:
-  ComputeHost& host_;
-  bool paused_ = true;
-};
-
-// Throws ConfigError unless `ranks` are those that `channels` serves.
-void check_ranks(std::vector<int32_t> ranks, int32_t num_ranks, const Channels& channels) {
-  std::sort(ranks.begin(), ranks.end());
-  for (int32_t rank = 0, index = 0; rank < num_ranks; ++rank) {
-    const bool named = index < static_cast<int32_t>(ranks.size()) && ranks[index] == rank;
-    if (named != channels.serves(rank)) {
-      throw ConfigError("rank " + std::to_string(rank) + (named ? " is not served by" : " is missing, but served by") +
-                        " these channels");
-    }
-    index += named;
-    if (rank == num_ranks - 1 && index != static_cast<int32_t>(ranks.size())) {
-      throw ConfigError("the list of ranks names one twice, or one that the plan does not have");
-    }
-  }
-}
 
 // Throws ConfigError unless there is a delay for each lane, or none at all.
 void check_delays(std::span<const LinkDelay> delays, size_t num_lanes) {
@@ -70,7 +35,7 @@ Executor::Executor(std::shared_ptr<const Plan> plan, std::shared_ptr<Channels> c
     throw ConfigError("the spin time must not be negative, the timeout must be positive");
   }
   check_delays(options_.delays, plan_->lanes.size());
-  check_ranks(std::move(ranks), plan_->num_ranks, *channels_);
+  channels_->check_serves(std::move(ranks));
   if (!channels_->claim()) throw ConfigError("another executor uses these channels, or they are closed or have failed");
   try {
     wiring_ = wire(*plan_, *channels_, options_.timeout_ns, options_.delays);
@@ -94,12 +59,12 @@ void Executor::restart_counts() {
 
 void Executor::step(int64_t step, ComputeHost& host) {
   if (running_.exchange(true)) throw Error("step was called while a step runs", {.step = step});
-  step_ = step;
+  progress_.step = step;
   try {
     run_step(host);
   } catch (...) {
     if (!channels_->failure().raised()) {  // what the host threw; our own failures raise the flag first
-      const int32_t op = current_.load(std::memory_order_relaxed);
+      const int32_t op = progress_.current.load(std::memory_order_relaxed);
       const std::string where = op < 0 ? "" : " at " + text(op);
       const int32_t rank = op < 0 ? channels_->rank() : plan_->rank_of(op);
       fail(FailureKind::kAborted, rank,
@@ -107,24 +72,23 @@ void Executor::step(int64_t step, ComputeHost& host) {
     }
     quiesce();
     failed_ = true;
-    current_.store(-1, std::memory_order_relaxed);
-    awaited_.store(-1, std::memory_order_relaxed);
+    progress_.clear();
     running_.store(false);
     throw;
   }
-  current_.store(-1, std::memory_order_relaxed);
+  progress_.current.store(-1, std::memory_order_relaxed);
   running_.store(false);
 }
 
 void Executor::run_step(ComputeHost& host) {
   const FailureFlag& failure = channels_->failure();
-  if (failed_) throw Error("no step can follow a failure: " + failure.failure().text, {.step = step_});
+  if (failed_) throw Error("no step can follow a failure: " + failure.failure().text, {.step = progress_.step});
   const uint64_t step = steps_;
   steps_ = step + 1;
   for (const std::unique_ptr<RecvLane>& lane : wiring_.recv_lanes) lane->begin_step(step);
   for (size_t index = 0; index < wiring_.program.size(); ++index) {
     ComputeOp& op = wiring_.program[index];
-    current_.store(op.op, std::memory_order_relaxed);
+    progress_.current.store(op.op, std::memory_order_relaxed);
     if (failure.raised()) throw_failure();
     op.record->ready_ns = now_ns();
     op.record->start_ns = op.record->ready_ns;
@@ -150,7 +114,7 @@ void Executor::run_step(ComputeHost& host) {
 // A receive is on its rank's way, so the deadline counts from when it is needed.
 void Executor::wait_for_message(RecvLane& lane, uint64_t position, int32_t waiting_op, ComputeHost& host) {
   const int32_t awaited = lane.ops()[position].op;
-  awaited_.store(awaited, std::memory_order_relaxed);
+  progress_.awaited.store(awaited, std::memory_order_relaxed);
   Paused paused(host);
   const uint64_t target = lane.cursor().target(steps_ - 1, position);
   const int64_t begin_ns = now_ns();
@@ -172,7 +136,7 @@ void Executor::wait_for_message(RecvLane& lane, uint64_t position, int32_t waiti
     }
     paused.check_signals();
   }
-  awaited_.store(-1, std::memory_order_relaxed);
+  progress_.awaited.store(-1, std::memory_order_relaxed);
 }
 
 // The lane's own thread watches the deadline and the peer.
@@ -182,44 +146,16 @@ void Executor::wait_for_sends(SendLane& lane, ComputeHost& host) {
   if (cursor.finished.reached(target)) return;
   Paused paused(host);
   while (!cursor.finished.reached(target)) {
-    awaited_.store(lane.ops()[cursor.finished.value() % lane.ops().size()].op, std::memory_order_relaxed);
+    progress_.awaited.store(lane.ops()[cursor.finished.value() % lane.ops().size()].op, std::memory_order_relaxed);
     if (cursor.finished.sleep(target, kSliceNs)) break;
     if (channels_->failure().raised()) throw_failure();
     paused.check_signals();
   }
-  awaited_.store(-1, std::memory_order_relaxed);
-}
-
-void Executor::throw_failure() const {
-  const Failure failure = channels_->failure().failure();
-  const int32_t awaited = awaited_.load(std::memory_order_relaxed);
-  const int32_t current = current_.load(std::memory_order_relaxed);
-  const int32_t op = awaited >= 0 ? awaited : current;
-  ErrorContext context{.rank = failure.rank, .op = failure.op, .step = step_};
-  std::string message = failure.text;
-  if (op >= 0 && (failure.kind == FailureKind::kPeerLost || failure.op.empty())) {
-    context.op = text(op);
-    message += "; rank " + std::to_string(plan_->rank_of(op)) + (awaited >= 0 ? " was waiting for " : " stood at ") +
-               context.op;
-  }
-  message += " in step " + std::to_string(step_);
-  switch (failure.kind) {
-    case FailureKind::kPeerLost:
-      throw PeerLost(message, std::move(context));
-    case FailureKind::kTransport:
-      throw TransportError(message, std::move(context));
-    case FailureKind::kTimeout:
-      throw LaneTimeout(message, std::move(context));
-    case FailureKind::kAborted:
-      break;
-  }
-  throw Error(message, std::move(context));
+  progress_.awaited.store(-1, std::memory_order_relaxed);
 }
 
 void Executor::fail(FailureKind kind, int32_t culprit, const std::string& failure_text) {
-  const int32_t awaited = awaited_.load(std::memory_order_relaxed);
-  const int32_t current = current_.load(std::memory_order_relaxed);
-  const int32_t op = awaited >= 0 ? awaited : current;
+  const int32_t op = progress_.op();
   channels_->fail({.kind = kind, .rank = culprit, .op = op < 0 ? "" : text(op), .text = failure_text});
 }
 
@@ -231,12 +167,12 @@ uint64_t Executor::post(int32_t send_op, std::span<const Segment> segments, std:
   if (send_op < 0 || send_op >= plan_->num_ops()) {
     throw ConfigError("op " + std::to_string(send_op) + " does not exist");
   }
-  const ErrorContext context{.rank = plan_->rank_of(send_op), .op = text(send_op), .step = step_};
+  const ErrorContext context{.rank = plan_->rank_of(send_op), .op = text(send_op), .step = progress_.step};
   const Place place = wiring_.places[send_op];
   if (lane_of(plan_->ops[send_op].kind) != LaneKind::SEND || place.lane < 0) {
     throw ConfigError(context.op + " is not a SEND of this process", context);
   }
-  const int32_t current = current_.load(std::memory_order_relaxed);
+  const int32_t current = progress_.current.load(std::memory_order_relaxed);
   const std::span<const int32_t> dependencies = plan_->deps_of(send_op);
   if (std::find(dependencies.begin(), dependencies.end(), current) == dependencies.end()) {
     throw ConfigError(context.op + " is posted by " + (current < 0 ? "nobody: no op is running" : text(current)) +
@@ -271,7 +207,7 @@ Received Executor::received(int32_t recv_op) const {
   const RecvLane& lane = *wiring_.recv_lanes[place.lane];
   if (steps_ == 0 || !lane.cursor().finished.reached(lane.cursor().target(steps_ - 1, place.position))) {
     throw ConfigError(text(recv_op) + " has not received anything in this step yet",
-                      {.rank = lane.rank(), .op = text(recv_op), .step = step_});
+                      {.rank = lane.rank(), .op = text(recv_op), .step = progress_.step});
   }
   const Message& message = lane.message(place.position);
   return {.header = message.header, .data = view.data, .num_bytes = message.num_bytes};

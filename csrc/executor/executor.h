@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "executor/compute_host.h"
+#include "executor/progress.h"
 #include "executor/wiring.h"
 #include "plan/plan.h"
 #include "trace/record.h"
@@ -82,7 +83,7 @@ class Executor {
   void run_step(ComputeHost& host);
   void wait_for_message(RecvLane& lane, uint64_t position, int32_t waiting_op, ComputeHost& host);
   void wait_for_sends(SendLane& lane, ComputeHost& host);
-  [[noreturn]] void throw_failure() const;
+  [[noreturn]] void throw_failure() const { pipert::throw_failure(channels_->failure().failure(), *plan_, progress_); }
   void fail(FailureKind kind, int32_t culprit, const std::string& text);
   void quiesce();
   std::string text(int32_t op) const { return plan_->text(op); }
@@ -95,9 +96,7 @@ class Executor {
   std::vector<uint64_t> send_counts_;  // per send lane: finished before restart_counts()
 
   std::atomic<bool> running_{false};
-  std::atomic<int32_t> current_{-1};  // the op that the compute thread runs or is about to run
-  std::atomic<int32_t> awaited_{-1};  // the op that it waits for; -1 while it computes
-  std::atomic<int64_t> step_{-1};     // as the caller counts
+  Progress progress_;
   bool failed_ = false;
   std::atomic<uint64_t> steps_{0};  // begun since the executor was made
 };

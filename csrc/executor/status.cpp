@@ -3,15 +3,15 @@
 namespace pipert {
 
 std::string Executor::status() const {
-  const int32_t current = current_.load(std::memory_order_relaxed);
-  const int32_t awaited = awaited_.load(std::memory_order_relaxed);
+  const int32_t current = progress_.current.load(std::memory_order_relaxed);
+  const int32_t awaited = progress_.awaited.load(std::memory_order_relaxed);
   const uint64_t steps = steps_;
   const auto progress = [steps](const Cursor& cursor) {
     const uint64_t before = steps == 0 ? 0 : (steps - 1) * cursor.ops_per_step;
     return std::to_string(cursor.finished.value() - before) + " of " + std::to_string(cursor.ops_per_step) +
            " ops finished";
   };
-  std::string lines = steps == 0 ? "no step yet\n" : "step " + std::to_string(step_) + "\n";
+  std::string lines = steps == 0 ? "no step yet\n" : "step " + std::to_string(progress_.step) + "\n";
   for (int32_t rank = 0; rank < plan_->num_ranks; ++rank) {
     if (!channels_->serves(rank)) continue;
     lines += "rank " + std::to_string(rank) + " compute: " + progress(wiring_.compute[rank]);

@@ -12,8 +12,6 @@
 namespace pipert {
 namespace {
 
-size_t align(size_t bytes) noexcept { return (bytes + kSegmentAlignment - 1) / kSegmentAlignment * kSegmentAlignment; }
-
 // Growth in few steps: whole small pages for small messages, huge pages for large ones.
 size_t growth(size_t bytes, size_t limit) noexcept {
   const size_t step = bytes < (size_t{1} << 20) ? size_t{4} << 10 : size_t{2} << 20;
@@ -24,7 +22,7 @@ size_t growth(size_t bytes, size_t limit) noexcept {
 
 size_t packed_bytes(std::span<const Segment> segments) noexcept {
   size_t end = 0;
-  for (const Segment& segment : segments) end = align(end) + segment.num_bytes;
+  for (const Segment& segment : segments) end = segment_start(end) + segment.num_bytes;
   return end;
 }
 
@@ -51,7 +49,7 @@ CopyTimes SendEnd::send(std::span<const Segment> segments, std::span<const std::
   std::byte* const place = memory_->slot(slot);
   size_t end = 0;
   for (const Segment& segment : segments) {
-    end = align(end);
+    end = segment_start(end);
     copy_message(place + end, segment.data, segment.num_bytes);
     end += segment.num_bytes;
   }

@@ -28,6 +28,10 @@ struct Segment {
 // Segments lie one after another in a slot, each start rounded up to this.
 inline constexpr size_t kSegmentAlignment = 64;
 
+constexpr size_t segment_start(size_t end_of_last) noexcept {
+  return (end_of_last + kSegmentAlignment - 1) / kSegmentAlignment * kSegmentAlignment;
+}
+
 // What the segments take up in a slot.
 size_t packed_bytes(std::span<const Segment> segments) noexcept;
 
@@ -44,6 +48,8 @@ class SendEnd {
   bool ready() const noexcept { return memory_->control().posted.reached(sent_ + 1); }
   Counter& event() const noexcept { return memory_->control().posted; }
   uint64_t event_target() const noexcept { return sent_ + 1; }
+  uint32_t num_slots() const noexcept { return memory_->num_slots(); }
+  const std::shared_ptr<EdgeMemory>& memory() const noexcept { return memory_; }
 
   // Copies the next message, which must be ready(). Throws TransportError: larger than a slot, out of memory.
   CopyTimes send(std::span<const Segment> segments, std::span<const std::byte> header);

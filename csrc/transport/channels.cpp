@@ -1,5 +1,6 @@
 #include "transport/channels.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
@@ -109,6 +110,22 @@ void Channels::try_edges(int64_t deadline_ns, const Interrupt& interrupt) {
       throw TransportError(edge_text(topology_.edges[index]) + " carried something else than what was sent",
                            {.rank = rank_});
     }
+  }
+}
+
+void Channels::check_serves(std::vector<int32_t> ranks) const {
+  std::sort(ranks.begin(), ranks.end());
+  size_t index = 0;
+  for (int32_t rank = 0; rank < topology_.num_ranks; ++rank) {
+    const bool named = index < ranks.size() && ranks[index] == rank;
+    if (named != serves(rank)) {
+      throw ConfigError("rank " + std::to_string(rank) + (named ? " is not served by" : " is missing, but served by") +
+                        " these channels");
+    }
+    index += named;
+  }
+  if (index != ranks.size()) {
+    throw ConfigError("the list of ranks names one twice, or one that the plan does not have");
   }
 }
 

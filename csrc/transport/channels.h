@@ -30,6 +30,8 @@ class Channels {
   // The rank that this process is; -1 when it is all of them.
   int32_t rank() const noexcept { return rank_; }
   bool serves(int32_t rank) const noexcept { return rank_ < 0 || rank_ == rank; }
+  // Throws ConfigError unless `ranks` are those that are served.
+  void check_serves(std::vector<int32_t> ranks) const;
 
   // The ends that this process has.
   SendEnd& send_end(int32_t edge) noexcept { return *send_ends_[edge]; }

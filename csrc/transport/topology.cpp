@@ -14,13 +14,14 @@ constexpr uint32_t kMaxRingEntries = 64;
 
 }  // namespace
 
-Topology Topology::of(const Plan& plan) {
+Topology Topology::of(const Plan& plan, uint32_t min_ring_entries) {
   Topology topology;
   topology.num_ranks = plan.num_ranks;
   topology.fingerprint = plan.fingerprint;
   topology.edge_of_lane.assign(plan.lanes.size(), -1);
   topology.edge_slot.assign(plan.slots.size(), -1);
-  const uint32_t ring = std::clamp(std::bit_ceil(static_cast<uint32_t>(plan.recv_depth)), 2U, kMaxRingEntries);
+  const uint32_t ring =
+      std::clamp(std::bit_ceil(static_cast<uint32_t>(plan.recv_depth)), min_ring_entries, kMaxRingEntries);
 
   std::map<std::pair<int32_t, int32_t>, int32_t> edge_between;
   std::vector<size_t> num_messages;

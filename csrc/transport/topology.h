@@ -26,8 +26,9 @@ struct Topology {
   std::vector<int32_t> edge_of_lane;
   std::vector<int32_t> edge_slot;  // plan slot → its number on its edge; -1 if no RECV uses it
 
-  // Throws PlanError when a slot is used by two edges or an edge's two ends do not match.
-  static Topology of(const Plan& plan);
+  // `min_ring_entries`: a power of two. Throws PlanError when a slot is used by two edges or an edge's two ends do not
+  // match.
+  static Topology of(const Plan& plan, uint32_t min_ring_entries = 2);
 };
 
 }  // namespace pipert

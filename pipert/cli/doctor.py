@@ -39,21 +39,29 @@ def _program(name: str, cost: str) -> Finding:
 
 
 def _native() -> tuple[Finding, Finding, Finding]:
-    core = backend = devices = None
+    core = kernels = devices = None
+    reason = ""
     try:
         from pipert import _core
+        from pipert.errors import CudaError
 
         core = _core.__version__
-        backend = "built in" if _core.built_with_cuda() else None
-        count = _core.cuda_device_count()
-        devices = str(count) if count else None
+        kernels = _core.cuda_kernel_architectures() or None
+        try:
+            devices = f"{_core.cuda_device_count()}, driver for CUDA {_cuda_version(_core.cuda_driver_version())}"
+        except CudaError as error:
+            reason = f": {error}"
     except ImportError:
         pass
     return (
         Finding("native core", core, "nothing can be checked, simulated or run: pip install -e .", required=True),
-        Finding("CUDA backend", backend, "host memory only: install nvcc and build again"),
-        Finding("CUDA devices", devices, "ranks compute on the CPU"),
+        Finding("CUDA kernels", kernels, "the engine runs on GPUs, its own kernels do not: install nvcc, build again"),
+        Finding("CUDA devices", devices, f"ranks compute on the CPU{reason}"),
     )
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _cores() -> Finding:

@@ -22,8 +22,7 @@ def adopt(
     """Wrap modules in :class:`pipert.Stage`, and check that the stages are those that ``ranks`` hold in ``plan``.
 
     Raises:
-        ConfigError: stages are missing or too many, are no stages, share a parameter, or lie on a device that this
-            build does not move.
+        ConfigError: stages are missing or too many, are no stages, or share a parameter.
     """
     recomputed = recomputed_stages(plan)
     adopted = {
@@ -44,10 +43,8 @@ def _adopt(index: int, stage: Any, recomputed: bool) -> StageProtocol:
         stage = Stage(stage, recompute=recomputed)
     if not isinstance(stage, StageProtocol):
         raise ConfigError(f"stage {index} is a {type(stage).__name__}: neither a module nor a stage")
-    if isinstance(stage, Stage):
-        _check_device(index, stage.module)
-        if recomputed and not stage.recomputes:
-            raise ConfigError(f"the plan recomputes stage {index}: make it Stage(module, recompute=True)")
+    if isinstance(stage, Stage) and recomputed and not stage.recomputes:
+        raise ConfigError(f"the plan recomputes stage {index}: make it Stage(module, recompute=True)")
     return stage
 
 
@@ -66,11 +63,3 @@ def _check_not_shared(stages: Mapping[Replica, StageProtocol]) -> None:
                 raise ConfigError(
                     f"stage {owner[1]} has one {what} for ranks {owner[0]} and {replica[0]}; give each its own copy"
                 )
-
-
-def _check_device(index: int, module: nn.Module) -> None:
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.device.type != "cpu":
-            raise ConfigError(
-                f"stage {index}: {name} is on {tensor.device}; this build moves host memory only, so move it to the CPU"
-            )

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pipert.engine import dump
 from pipert.engine.adopt import adopt, modules_of
+from pipert.engine.device import device_of
+from pipert.engine.lanes import choose_transport
 from pipert.engine.losses import share_losses
 from pipert.engine.result import StepResult
 from pipert.engine.routes import has_backward, has_post_validation
@@ -70,7 +72,11 @@ class Engine:
             in rank order onto all copies, those on replicas included.
         loss_reduction: ``"microbatch"``, the mean of the microbatches' losses, or ``"token"``, the mean over tokens.
         seed: of the random numbers.
-        timeout_ms: the longest wait for another rank.
+        timeout_ms: the longest wait for another rank, and for the device to finish a step.
+        transport: ``"local"`` (all ranks in this process), ``"shm"`` (host memory) or ``"ipc"`` (CUDA devices of one
+            machine); by default the one that fits.
+        trace: on a CUDA device, record when every op begins and ends, with two events each; ``result.trace`` is empty
+            otherwise. Host lanes always record.
         link_delays_ms: (source rank, destination rank) → (latency, occupancy) by which messages are held back, to try
             what slower links than this machine's memory do: each holds its link for the occupancy, alone, and arrives
             the latency later.
@@ -97,6 +103,8 @@ class Engine:
         loss_reduction: LossReduction = "microbatch",
         seed: int = 0,
         timeout_ms: int = 600_000,
+        transport: str | None = None,
+        trace: bool = True,
         link_delays_ms: Mapping[tuple[int, int], tuple[float, float]] | None = None,
     ) -> None:
         self.plan = plan
@@ -114,6 +122,8 @@ class Engine:
         fault: PipertError | None = None
         try:
             self._stages = self._adopt(stages, loss_fn)
+            self._device = device_of(self._stages)
+            transport = choose_transport(transport, on_host=self._device.is_host, one_process=process_group is None)
             self._finish = Finish(
                 [plan.holders(stage) for stage in range(plan.num_stages)],
                 modules_of(self._stages),
@@ -136,12 +146,15 @@ class Engine:
                 "clip_norm": clip_norm,
                 "tied": [list(tie) for tie in tied],
             }
-            options |= {"loss_reduction": loss_reduction, "seed": seed}
+            options |= {"loss_reduction": loss_reduction, "seed": seed, "transport": transport, "trace": trace}
             session = meet(process_group, plan, options, fault)
         self._finish.connect()
         self._settings = Settings(
             self._ranks,
             session,
+            self._device,
+            transport or "",
+            trace,
             self._stages,
             loss_fn,
             loss_reduction,
@@ -237,7 +250,7 @@ class Engine:
         """
         target = dump.default_path(self._ranks) if path is None else Path(path)
         status = {
-            "step" if training else "eval_step": runner.executor.status().splitlines()
+            "step" if training else "eval_step": runner.lanes.status().splitlines()
             for training, runner in self._runners.items()
         }
         dump.write(target, {"ranks": self._ranks, "step": self.num_steps, "plan": self.plan.name, "status": status})
@@ -315,7 +328,7 @@ class Engine:
             targets = self._microbatches("targets", targets, self.plan.num_stages - 1)
         except ConfigError as error:
             if self._settings.session is not None:  # the other ranks are on their way into the step
-                runner.executor.abort(f"ConfigError: {error}")
+                runner.lanes.abort(f"ConfigError: {error}")
                 self._fail(runner, error)
             raise
         try:
@@ -323,6 +336,8 @@ class Engine:
                 self._speculation.start(self.num_steps)
             with preserved_rng():
                 losses = runner.step(self.num_steps, inputs, targets)
+            if self._finish.judges:
+                runner.wait(losses)
             return runner, self._complete(losses)
         except BaseException as error:
             self._fail(runner, error)
@@ -345,8 +360,8 @@ class Engine:
         ):
             raise ConfigError("inputs: stage 0 needs some, on its rank")
         for tensor in (tensor for microbatch in microbatches for tensor in microbatch):
-            if not tensor.is_cpu:
-                raise ConfigError(f"inputs: a tensor on {tensor.device}; this build moves host memory only")
+            if not self._device.holds(tensor):
+                raise ConfigError(f"inputs: a tensor on {tensor.device}; the stages are on {self._device.torch_device}")
         return microbatches
 
     def _microbatches(self, name: str, batch: Any, stage: int) -> list[Any]:
@@ -378,4 +393,4 @@ class Engine:
         self, runner: Runner, step: int, loss: Tensor | None, losses: Tensor | None, grad_norm: Tensor | None
     ) -> StepResult:
         peak = runner.peak_activation_bytes()
-        return StepResult(step, runner.plan, loss, losses, grad_norm, peak, runner.executor.trace())
+        return StepResult(step, runner.plan, loss, losses, grad_norm, peak, runner.lanes.trace_reader())

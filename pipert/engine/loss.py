@@ -23,7 +23,11 @@ class Loss:
     Without a ``loss_fn`` there is no loss, and the gradients are none: for stages that compute nothing real.
     """
 
-    def __init__(self, loss_fn: Callable[..., Any] | None, reduction: LossReduction, plan: Plan) -> None:
+    def __init__(
+        self, loss_fn: Callable[..., Any] | None, reduction: LossReduction, plan: Plan, *, check_at_once: bool
+    ) -> None:
+        """``check_at_once``: look at each loss as soon as it is computed; otherwise :meth:`check` does."""
+        self._check_at_once = check_at_once
         self._loss_fn = loss_fn
         self._reduction = reduction
         self._plan = plan
@@ -44,6 +48,17 @@ class Loss:
         self.clear()
         return losses
 
+    def check(self, losses: Sequence[MicrobatchLoss | None]) -> None:
+        """Look at the losses of a step; waits until they are computed.
+
+        Raises:
+            PipertError: one of them is not finite.
+        """
+        if not self._check_at_once:
+            for microbatch, loss in enumerate(losses):
+                if loss is not None:
+                    self._check(microbatch, loss.value.item())
+
     def give(self, microbatch: int, tensors: Grads) -> None:
         """Compute the loss of ``microbatch``.
 
@@ -55,8 +70,8 @@ class Loss:
         outputs = [tensor for tensor in tensors if tensor is not None]
         target = self._targets[microbatch]
         loss = microbatch_loss(self._loss_fn, outputs, target, self._reduction, self._plan.num_microbatches)
-        if not math.isfinite(loss.value.item()):
-            self._refuse(microbatch, loss.value)
+        if self._check_at_once:
+            self._check(microbatch, loss.value.item())
         self._losses[microbatch] = MicrobatchLoss(loss.value, loss.root_grad, loss.value, loss.count)
         if loss.root.requires_grad:
             self._roots[microbatch] = (loss, [tensor for tensor in outputs if tensor.requires_grad])
@@ -80,11 +95,13 @@ class Loss:
         self._losses = [None] * self._plan.num_microbatches
         self._targets = ()
 
-    def _refuse(self, microbatch: int, value: Tensor) -> None:
+    def _check(self, microbatch: int, value: float) -> None:
+        if math.isfinite(value):
+            return
         stage = self._plan.num_stages - 1
         rank = self._plan.rank_of_stage(stage, microbatch)
         raise PipertError(
-            f"step {self._step}: the loss of microbatch {microbatch} is {value.item()}, not finite "
+            f"step {self._step}: the loss of microbatch {microbatch} is {value}, not finite "
             f"({stage}F{microbatch} on rank {rank}); look at the data and the learning rate",
             rank=rank,
             op=f"{stage}F{microbatch}",

@@ -35,7 +35,14 @@ def share_losses(
     others = [holder for holder in rows if holder != rank]
     exchange(group, dict.fromkeys(others, rows[rank]), {other: rows[other] for other in others})
     arriving = {other: map(_loss, rows[other].tolist()) for other in others}
-    return [loss if owner == rank else next(arriving[owner]) for owner, loss in zip(owners, losses, strict=True)]
+    complete = [loss if owner == rank else next(arriving[owner]) for owner, loss in zip(owners, losses, strict=True)]
+    device = next((loss.value.device for loss in mine), torch.device("cpu"))
+    return [None if loss is None else _on(device, loss) for loss in complete]
+
+
+def _on(device: torch.device, loss: MicrobatchLoss) -> MicrobatchLoss:
+    value = loss.value.to(device)
+    return MicrobatchLoss(value, value, value, loss.count.to(device))
 
 
 def _code(value: Tensor) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipert.engine.device import Device
 from pipert.errors import ConfigError
 from pipert.stages import Grads
 
@@ -20,6 +21,9 @@ HEADER_LIMIT_BYTES = 4096
 SEGMENT_ALIGNMENT_BYTES = 64
 
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+
+Memory = memoryview | Tensor
+"""What a message lies in: a writable buffer of the host, or bytes ``[n]`` of a device."""
 
 Segments = list[tuple[int, int]]
 """Address and number of bytes of each tensor that there is."""
@@ -50,7 +54,6 @@ class Layout:
             and tensor.dtype is self.dtype
             and tensor.stride() == self.stride
             and tensor.requires_grad is self.requires_grad
-            and tensor.is_cpu
             and not tensor.is_conj()
             and not tensor.is_neg()
         )
@@ -65,7 +68,9 @@ class Packer:
     Shapes seldom change from one microbatch to the next, so the last layouts and their header are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device) -> None:
+        """Pack tensors of ``device``."""
+        self._device = device
         self._layouts: Layouts = ()
         self._sizes: list[int] = []
         self._header = write_header(())
@@ -74,13 +79,29 @@ class Packer:
         """Return segments, header, and the tensors that must live until the segments are sent.
 
         Raises:
-            ConfigError: a tensor that is not dense memory of the host, or too many tensors for one header.
+            ConfigError: a tensor that is not dense memory of the device, or too many tensors for one header.
         """
         layouts = self._layouts
-        if len(tensors) != len(layouts) or not all(map(_fits, layouts, tensors)):
-            tensors = tuple(None if tensor is None else _sendable(tensor) for tensor in tensors)
+        if len(tensors) != len(layouts) or not all(map(self._fits, layouts, tensors)):
+            tensors = tuple(None if tensor is None else self._sendable(tensor) for tensor in tensors)
             self._learn(tensors)
         return [(t.data_ptr(), n) for t, n in zip(_present(tensors), self._sizes, strict=True)], self._header, tensors
+
+    def _fits(self, layout: Layout | None, tensor: Tensor | None) -> bool:
+        if layout is None or tensor is None:
+            return layout is None and tensor is None
+        return layout.describes(tensor) and self._device.holds(tensor)
+
+    def _sendable(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor`` itself if its elements lie densely, else a packed copy."""
+        if not self._device.holds(tensor):
+            raise ConfigError(f"a tensor on {tensor.device} is handed on by a stage on {self._device.torch_device}")
+        if tensor.layout is not torch.strided:
+            raise ConfigError(f"a {tensor.layout} tensor cannot be handed on to another rank; make it dense")
+        if _num_elements(tensor) is not None and not tensor.is_conj() and not tensor.is_neg():
+            return tensor
+        packed = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        return packed.requires_grad_(tensor.requires_grad)
 
     def _learn(self, tensors: Grads) -> None:
         self._layouts = tuple(None if tensor is None else _layout(tensor) for tensor in tensors)
@@ -116,8 +137,8 @@ def read_header(header: bytes) -> Layouts:
     )
 
 
-def views(memory: object, layouts: Layouts) -> list[Tensor | None]:
-    """Give the tensors of a message as views over ``memory``, a writable buffer in which its segments lie.
+def views(memory: Memory, layouts: Layouts) -> list[Tensor | None]:
+    """Give the tensors of a message as views over ``memory``, in which its segments lie.
 
     The segments lie one after another, each start rounded up to :data:`SEGMENT_ALIGNMENT_BYTES`.
     """
@@ -132,34 +153,20 @@ def views(memory: object, layouts: Layouts) -> list[Tensor | None]:
     return result
 
 
-def _view(memory: object, start: int, layout: Layout) -> Tensor:
+def _view(memory: Memory, start: int, layout: Layout) -> Tensor:
     if layout.num_bytes == 0:
-        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype)
-    num_elements = layout.num_bytes // layout.dtype.itemsize
-    flat: Tensor = torch.frombuffer(memory, dtype=layout.dtype, offset=start, count=num_elements)
+        device = memory.device if isinstance(memory, Tensor) else None
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=device)
+    if isinstance(memory, Tensor):
+        flat = memory[start : start + layout.num_bytes].view(layout.dtype)
+    else:
+        num_elements = layout.num_bytes // layout.dtype.itemsize
+        flat = torch.frombuffer(memory, dtype=layout.dtype, offset=start, count=num_elements)
     return flat.as_strided(layout.shape, layout.stride)
-
-
-def _fits(layout: Layout | None, tensor: Tensor | None) -> bool:
-    if layout is None:
-        return tensor is None
-    return tensor is not None and layout.describes(tensor)
 
 
 def _present(tensors: Grads) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
-
-
-def _sendable(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` itself if its elements lie densely, else a packed copy."""
-    if not tensor.is_cpu:
-        raise ConfigError(f"a tensor on {tensor.device}: this build moves tensors in host memory only")
-    if tensor.layout is not torch.strided:
-        raise ConfigError(f"a {tensor.layout} tensor cannot be handed on to another rank; make it dense")
-    if _num_elements(tensor) is not None and not tensor.is_conj() and not tensor.is_neg():
-        return tensor
-    packed = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    return packed.requires_grad_(tensor.requires_grad)
 
 
 def _layout(tensor: Tensor) -> Layout:

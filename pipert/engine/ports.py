@@ -12,7 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipert.engine.messages import Layouts, Packer, Segments, read_header, views
+from pipert.engine.device import Device
+from pipert.engine.messages import Layouts, Memory, Packer, Segments, read_header, views
 from pipert.stages import Grads
 
 
@@ -27,8 +28,8 @@ class Mail(Protocol):
         """Return header, address and size of a message that has arrived."""
         ...
 
-    def slot_memory(self, recv_op: int) -> object:
-        """Return the memory of the slot in which it lies, as a writable buffer."""
+    def slot(self, recv_op: int) -> Memory:
+        """Return the memory of the slot in which it lies."""
         ...
 
 
@@ -109,7 +110,7 @@ class Inbox:
         cached = self._views.get(slot)
         if cached is None or cached[1] != address or cached[0] != header:
             layouts = read_header(header)
-            cached = (header, address, _flagged(views(self._mail.slot_memory(recv_op), layouts), layouts))
+            cached = (header, address, _flagged(views(self._mail.slot(recv_op), layouts), layouts))
             self._views[slot] = cached
         return tuple(
             [view if view is None else view.detach().requires_grad_(requires_grad) for view, requires_grad in cached[2]]
@@ -128,11 +129,11 @@ class Inbox:
 class Outbox:
     """What leaves for another rank."""
 
-    def __init__(self, lane: SendLane, send_ops: Sequence[int]) -> None:
-        """Send ``send_ops[microbatch]``, all on ``lane``."""
+    def __init__(self, lane: SendLane, send_ops: Sequence[int], device: Device) -> None:
+        """Send ``send_ops[microbatch]``, all on ``lane``, tensors of ``device``."""
         self._lane = lane
         self._send_ops = send_ops
-        self._pack = Packer().pack
+        self._pack = Packer(device).pack
 
     def give(self, microbatch: int, tensors: Grads) -> None:
         """See :class:`Sink`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ class StepResult:
             the optimizer.
         peak_activation_bytes: per rank of this process, the most memory that its stages held after an op for
             unfinished microbatches, received inputs included; what the loss function keeps is not counted.
-        records: the executor's trace records of this process's ops; see :meth:`pipert.trace.Trace.from_records`.
+        read_records: gives the executor's trace records of this process's ops.
     """
 
     step: int
@@ -36,7 +37,15 @@ class StepResult:
     losses: Tensor | None
     grad_norm: Tensor | None
     peak_activation_bytes: dict[int, int]
-    records: bytes = field(repr=False)
+    read_records: Callable[[], bytes] = field(repr=False)
+
+    @cached_property
+    def records(self) -> bytes:
+        """The executor's trace records of this process's ops; see :meth:`pipert.trace.Trace.from_records`.
+
+        On a CUDA device, reading them waits until it has finished the step, and must come before the next step.
+        """
+        return self.read_records()
 
     @cached_property
     def trace(self) -> Trace:

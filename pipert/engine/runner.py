@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipert import _core
+from pipert.engine.device import Device
 from pipert.engine.driver import Driver, Handler, Meter, Ports
+from pipert.engine.lanes import open_lanes
 from pipert.engine.loss import Loss
 from pipert.engine.ports import Handover, Inbox, Kept, Outbox, SendLane, Sink, Sinks, Source, Sources
 from pipert.engine.routes import Route, compute_ops, has_backward, rank_transfers, routes
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from pipert.ir import Op
     from pipert.plan import Plan
 
-_SPIN_US = 50
-_NS_PER_MS = 1e6
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -35,6 +32,9 @@ class Settings:
     Attributes:
         ranks: the ranks in this process.
         session: names the memory that the ranks' processes share; None if all ranks live in this process.
+        device: where the stages' tensors lie.
+        transport: how messages travel.
+        trace: whether to record, on a CUDA device, when every op begins and ends.
         stages: this process's stages.
         loss_fn: makes the loss of a microbatch; None if there is none.
         loss_reduction: what the loss is averaged over.
@@ -46,6 +46,9 @@ class Settings:
 
     ranks: tuple[int, ...]
     session: str | None
+    device: Device
+    transport: str
+    trace: bool
     stages: Mapping[Replica, StageProtocol]
     loss_fn: Callable[..., Any] | None
     loss_reduction: LossReduction
@@ -61,14 +64,14 @@ class Runner:
     def __init__(self, plan: Plan, settings: Settings) -> None:
         self.plan = plan
         self.training = has_backward(plan)
-        self.executor, self._channels = _connect(plan, settings)
+        self.lanes = open_lanes(plan, settings)
         self._meters = {rank: Meter() for rank in settings.ranks}
         self._send_lanes: dict[int, SendLane] = {}
         self._feed = Kept(plan.num_microbatches)
-        self._loss = Loss(settings.loss_fn, settings.loss_reduction, plan)
+        self._loss = Loss(settings.loss_fn, settings.loss_reduction, plan, check_at_once=settings.device.is_host)
         self._drivers = self._make_drivers(settings)
         self._speculation = settings.speculation if self.training else None
-        self.executor.bind(self._make_handlers(settings.ranks))
+        self.lanes.bind(self._make_handlers(settings.ranks))
 
     def step(self, step: int, inputs: Sequence[Tensors], targets: Sequence[Any]) -> list[MicrobatchLoss | None]:
         """Run one step; return the loss of each microbatch, None where another rank has it or there is none."""
@@ -80,10 +83,19 @@ class Runner:
         for meter in self._meters.values():
             meter.peak = meter.held
         with torch.set_grad_enabled(self.training):
-            self.executor.step(step)
+            self.lanes.step(step)
         for lane in self._send_lanes.values():
             lane.flush()
         return self._loss.finish()
+
+    def wait(self, losses: Sequence[MicrobatchLoss | None]) -> None:
+        """Return when a step is done on the device, too, and has come out well.
+
+        Raises:
+            PipertError: a loss is not finite; and what :meth:`pipert.Engine.step` raises.
+        """
+        self.lanes.wait()
+        self._loss.check(losses)
 
     def peak_activation_bytes(self) -> dict[int, int]:
         """Return the peak of the last step, per rank of this process."""
@@ -98,8 +110,7 @@ class Runner:
 
     def close(self) -> None:
         """Stop the lanes and leave the other ranks."""
-        self.executor.close()
-        self._channels.close()
+        self.lanes.close()
 
     def _make_drivers(self, settings: Settings) -> dict[Replica, Driver]:
         plan = self.plan
@@ -136,7 +147,7 @@ class Runner:
 
     def _source(self, microbatches: Sequence[int], recv_ops: Sequence[int], here: Source) -> Source:
         """Return where ``microbatches`` come from: another rank where there is a RECV, else ``here``."""
-        inbox = Inbox(self.executor, recv_ops, [self.plan.op_slot[op] for op in recv_ops])
+        inbox = Inbox(self.lanes, recv_ops, [self.plan.op_slot[op] for op in recv_ops])
         ways = [inbox if op >= 0 else here for op in recv_ops]
         used = {ways[microbatch] for microbatch in microbatches}
         return Sources(ways) if len(used) > 1 else used.pop() if used else here
@@ -145,7 +156,8 @@ class Runner:
         """Return where ``microbatches`` go: on the lane of their SEND where there is one, else ``here``."""
         lanes = {self.plan.op_lane[op] for op in send_ops if op >= 0}
         outboxes = {
-            lane: Outbox(self._send_lanes.setdefault(lane, SendLane(self.executor.post)), send_ops) for lane in lanes
+            lane: Outbox(self._send_lanes.setdefault(lane, SendLane(self.lanes.post)), send_ops, self.lanes.device)
+            for lane in lanes
         }
         ways = [outboxes[self.plan.op_lane[op]] if op >= 0 else here for op in send_ops]
         used = {ways[microbatch] for microbatch in microbatches}
@@ -177,13 +189,15 @@ class Runner:
 
         def source(kind: OpKind) -> Source | None:
             op = transfers.get(kind)
-            return None if op is None else Inbox(self.executor, [op], [self.plan.op_slot[op]])
+            return None if op is None else Inbox(self.lanes, [op], [self.plan.op_slot[op]])
 
         def sink(kind: OpKind) -> Sink | None:
             op = transfers.get(kind)
             if op is None:
                 return None
-            return Outbox(self._send_lanes.setdefault(self.plan.op_lane[op], SendLane(self.executor.post)), [op])
+            return Outbox(
+                self._send_lanes.setdefault(self.plan.op_lane[op], SendLane(self.lanes.post)), [op], self.lanes.device
+            )
 
         return RankPorts(
             source(OpKind.RECV_NORM), sink(OpKind.SEND_NORM), source(OpKind.RECV_TOTAL), sink(OpKind.SEND_TOTAL)
@@ -200,19 +214,6 @@ class Runner:
             result.append(batches and follower is not op and (follower.kind, follower.stage) == (op.kind, op.stage))
             following[rank] = op
         return result[::-1]
-
-
-def _connect(plan: Plan, settings: Settings) -> tuple[_core.Executor, _core.Channels]:
-    """Connect to the other ranks' processes and make the executor. Blocks until all of them have come."""
-    if settings.session is None:
-        channels = _core.Channels.local(plan.native)
-    else:
-        channels = _core.Channels.shm(plan.native, settings.ranks[0], settings.session, settings.timeout_ms)
-    spin_us = _SPIN_US if plan.num_ranks <= len(os.sched_getaffinity(0)) else 0
-    delays = [settings.link_delays_ms.get((lane.peer, lane.rank), (0.0, 0.0)) for lane in plan.lanes]
-    delays_ns = [(round(latency * _NS_PER_MS), round(occupancy * _NS_PER_MS)) for latency, occupancy in delays]
-    ranks, timeout_ms = list(settings.ranks), settings.timeout_ms
-    return _core.Executor(plan.native, channels, ranks, spin_us, timeout_ms, delays_ns), channels
 
 
 def _one_after_the_other(parts: list[tuple[Handler, int]]) -> Handler:

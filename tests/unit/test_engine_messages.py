@@ -3,6 +3,7 @@ import ctypes
 import pytest
 import torch
 
+from pipert.engine.device import HostDevice
 from pipert.engine.messages import Packer, read_header, views
 from pipert.errors import ConfigError
 
@@ -35,7 +36,7 @@ TENSORS = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_tensor_arrives_as_it_was(name):
     tensor = TENSORS[name]
-    packer = Packer()
+    packer = Packer(HostDevice())
     for _ in range(2):  # the second time from the remembered layout
         first, missing, last = carry(packer, (tensor, None, torch.ones(2)))
         assert missing is None
@@ -46,16 +47,16 @@ def test_a_tensor_arrives_as_it_was(name):
 
 @pytest.mark.parametrize("name", ["contiguous", "transposed", "broadcast"])
 def test_dense_layouts_are_kept(name):
-    assert carry(Packer(), (TENSORS[name],))[0].stride() == TENSORS[name].stride()
+    assert carry(Packer(HostDevice()), (TENSORS[name],))[0].stride() == TENSORS[name].stride()
 
 
 def test_a_broadcast_tensor_travels_as_the_elements_it_has():
-    segments, _, _ = Packer().pack((torch.ones(1).expand(1000),))
+    segments, _, _ = Packer(HostDevice()).pack((torch.ones(1).expand(1000),))
     assert [num_bytes for _, num_bytes in segments] == [4]
 
 
 def test_a_remembered_layout_is_not_used_for_another_tensor():
-    packer = Packer()
+    packer = Packer(HostDevice())
     alike = [
         torch.randn(4, 4),
         torch.randn(4, 4).t(),
@@ -72,21 +73,21 @@ def test_a_remembered_layout_is_not_used_for_another_tensor():
 
 
 def test_the_header_says_which_outputs_need_a_gradient():
-    _, header, _ = Packer().pack((torch.ones(2, requires_grad=True), torch.ones(2), None))
+    _, header, _ = Packer(HostDevice()).pack((torch.ones(2, requires_grad=True), torch.ones(2), None))
     layouts = read_header(header)
     assert [layout and layout.requires_grad for layout in layouts] == [True, False, None]
 
 
 def test_the_kept_tensors_are_those_that_are_sent():
-    segments, _, kept = Packer().pack((torch.randn(4, 6)[:, :3].requires_grad_(),))
+    segments, _, kept = Packer(HostDevice()).pack((torch.randn(4, 6)[:, :3].requires_grad_(),))
     assert kept[0].data_ptr() == segments[0][0]
     assert kept[0].requires_grad
 
 
 def test_what_cannot_be_sent_is_refused_by_name():
     with pytest.raises(ConfigError, match="meta"):
-        Packer().pack((torch.ones(2, device="meta"),))
+        Packer(HostDevice()).pack((torch.ones(2, device="meta"),))
     with pytest.raises(ConfigError, match="sparse"):
-        Packer().pack((torch.eye(2).to_sparse(),))
+        Packer(HostDevice()).pack((torch.eye(2).to_sparse(),))
     with pytest.raises(ConfigError, match="300 tensors"):
-        Packer().pack((torch.ones(1),) * 300)
+        Packer(HostDevice()).pack((torch.ones(1),) * 300)

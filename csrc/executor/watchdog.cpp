@@ -1,0 +1,98 @@
+#include "executor/watchdog.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <utility>
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/log.h"
+
+namespace pipert {
+namespace {
+
+constexpr int64_t kSliceNs = 20'000'000;        // between two looks
+constexpr int64_t kReleaseSliceNs = 1'000'000;  // and after a failure
+
+}  // namespace
+
+Watchdog::Watchdog(DeviceChannels& channels, int64_t timeout_ns, std::function<std::string()> where)
+    : channels_(channels), timeout_ns_(timeout_ns), where_(std::move(where)), process_(getpid()) {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);  // signals belong to Python's main thread; the new thread inherits the mask
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  thread_ = std::make_unique<std::thread>([this] { loop(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  pthread_setname_np(thread_->native_handle(), "pipert-device");
+}
+
+Watchdog::~Watchdog() {
+  if (getpid() != process_) {
+    static_cast<void>(thread_.release());
+    return;
+  }
+  stop_.store(true);
+  nudges_.advance();
+  thread_->join();
+}
+
+void Watchdog::expect(cuda::EventView end) {
+  const std::lock_guard lock(mutex_);
+  end_ = end;
+  deadline_ns_ = now_ns() + timeout_ns_;
+}
+
+void Watchdog::pause() {
+  const std::lock_guard lock(mutex_);
+  paused_ = true;
+}
+
+void Watchdog::resume() {
+  const std::lock_guard lock(mutex_);
+  paused_ = false;
+}
+
+void Watchdog::loop() {
+  if (cuda::driver().ctx_set_current(channels_.context()) != cuda::kSuccess) {
+    log_warning("the watchdog of the device cannot use its context: a lost peer will not be noticed in time");
+    return;
+  }
+  while (!stop_.load()) {
+    const bool failed = channels_.host().failure().raised();
+    if (failed) {
+      channels_.release();
+    } else {
+      look();
+    }
+    nudges_.sleep(1, failed ? kReleaseSliceNs : kSliceNs);
+  }
+}
+
+void Watchdog::look() {
+  const std::lock_guard lock(mutex_);
+  if (paused_ || !end_) return;
+  try {
+    if (end_.happened()) {
+      end_ = {};
+    } else if (now_ns() > deadline_ns_) {
+      const int32_t rank = channels_.host().rank();
+      channels_.host().fail({.kind = FailureKind::kTimeout,
+                             .rank = rank,
+                             .op = {},
+                             .text = "the device of " + (rank < 0 ? "all ranks" : "rank " + std::to_string(rank)) +
+                                     " did not finish within " + std::to_string(timeout_ns_ / 1'000'000) + " ms; " +
+                                     where_()});
+    }
+  } catch (const Error& error) {
+    end_ = {};
+    channels_.host().fail({.kind = FailureKind::kTransport,
+                           .rank = channels_.host().rank(),
+                           .op = {},
+                           .text = std::string("the device failed: ") + error.what()});
+  }
+}
+
+}  // namespace pipert
