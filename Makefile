@@ -16,7 +16,7 @@ HAS_TORCH := $(word 2,$(INGREDIENTS))
 READY := .venv/ready-$(firstword $(INGREDIENTS))
 INSTALLED := .venv/installed
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml pipert/ops.py pipert/version.py
-CXX_FILES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES := $(shell find csrc tests/native tests/fake -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 CMAKE_TESTS := cmake -S csrc -G Ninja -DPIPERT_BUILD_TESTS=ON -DPIPERT_CUDA=OFF
 # ThreadSanitizer cannot cope with much address randomisation.
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
