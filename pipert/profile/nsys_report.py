@@ -133,7 +133,7 @@ class _Database:
         text, join = "n.text", ""
         if "textId" in texts:
             self._require(_STRINGS, "id", "value")
-            text = "COALESCE(n.text, s.value)" if "text" in texts else "s.value"
+            text = "COALESCE(NULLIF(n.text, ''), s.value)" if "text" in texts else "s.value"
             join = f"LEFT JOIN {_STRINGS} AS s ON s.id = n.textId"
         domain = "n.domainId" if "domainId" in columns else "NULL"
         domains = self._domains(columns, text, join)

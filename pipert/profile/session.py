@@ -83,7 +83,7 @@ def run(command: Sequence[str], request: Request, note: Callable[[str], None], *
     command = commands.resolved(command)
     program = _nsys(note)
     if program is not None:
-        line = nsys_command.under_nsys(program, command, request.folder)
+        line = nsys_command.under_nsys(program, command, request.folder.absolute())
         code = commands.run(line, request.environment(), output_to_stderr=output_to_stderr)
         if nsys_command.began(request.folder).exists():
             return Run(code, program)
