@@ -48,7 +48,8 @@ class Profiling:
         self._in_step = False
 
     def start(self, step: int) -> None:
-        """Begin a step."""
+        """Begin a step, maybe anew after inputs that were refused."""
+        self._leave_step()
         if step not in self._steps or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return
         if not self._capturing:

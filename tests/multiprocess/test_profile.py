@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -89,7 +90,7 @@ def profile(tmp_path):
         folder for folder in os.environ["PATH"].split(os.pathsep) if not pathlib.Path(folder, "nsys").exists()
     )
 
-    def profile(*arguments, **environment):
+    def profile(*arguments, start=False, **environment):
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -99,7 +100,11 @@ def profile(tmp_path):
             **environment,
         }
         command = [sys.executable, "-m", "pipert", "profile", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=100)
+        options = {"cwd": tmp_path, "env": environment, "text": True}
+        if start:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            return subprocess.Popen(command, start_new_session=True, **pipes, **options)
+        return subprocess.run(command, capture_output=True, timeout=100, **options)
 
     return profile
 
@@ -188,6 +193,38 @@ def test_the_exit_code_is_the_commands(profile):
     assert profile("--", "/bin/sh", "-c", "kill -KILL $$").returncode == 137
 
 
+@pytest.mark.parametrize(("signum", "name"), [(signal.SIGTERM, "TERM"), (signal.SIGINT, "INT")])
+def test_signals_reach_the_command(profile, tmp_path, signum, name):
+    command = f"trap 'exit 6' {name}; touch ready; while :; do sleep 0.05; done"
+    process = profile("--", "/bin/bash", "-c", command, start=True)
+    try:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        if signum == signal.SIGINT:  # as a terminal does
+            os.killpg(process.pid, signum)
+        else:
+            process.send_signal(signum)
+        assert process.wait(timeout=30) == 6
+        assert "the command failed with exit code 6" in process.stderr.read()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_each_engine_has_a_table(profile, tmp_path):
+    copies = [
+        f'cp "$HERE/recorded-both.json" "$PIPERT_PROFILE_DIR/process-1-engine-{engine}.json"' for engine in (3, 7)
+    ]
+    done = profile("-o", "out", "--", "/bin/sh", "-c", " && ".join(copies))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1f1b: 2 ranks") == 2
+    for engine in (0, 1):
+        assert f"out/engine-{engine}: trace.json, timeline.html, plan.json" in done.stdout
+        assert (tmp_path / "out" / f"engine-{engine}" / "trace.json").exists()
+
+
 def test_nothing_profiled_is_an_error(profile):
     done = profile("--", "/bin/true")
     assert (done.returncode, done.stdout) == (1, "")
@@ -260,13 +297,12 @@ def test_when_the_report_is_of_no_use_the_engines_trace_tells(nsys, tmp_path):
 
 def test_each_rank_of_torchrun_has_its_own_nsys(nsys, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    (tmp_path / "prepared.sqlite").write_text("")
     done, calls = nsys("-o", "out", "--", *torchrun, "--no-python", "sh", "record.sh")
     assert done.returncode == 0, done.stderr
-    assert [call.split()[0] for call in calls] == ["profile", "profile", "export"]  # the first export is of no use
+    assert [call.split()[0] for call in calls] == ["profile", "profile", "export", "export"]
     assert all("/out/nsys-rank%q{RANK} " in call for call in calls[:2])
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nsys-rep")) == [
         "nsys-rank0.nsys-rep",
         "nsys-rank1.nsys-rep",
     ]
-    assert "1f1b: 2 ranks" in done.stdout
+    assert "steps 1, 2, the median of 2; nsys: 16 ops timed on the device" in done.stdout

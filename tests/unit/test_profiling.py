@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import pipert
@@ -161,6 +162,40 @@ def test_a_capture_ends_with_the_engine(ask, cuda):
     with make_engine() as engine:
         engine.step(*BATCH)
     assert cuda == ["synchronize", "start", "push pipert step 0", "pop", "synchronize", "stop"]
+
+
+@pytest.mark.parametrize("group_is_there", [True, False])
+def test_ranks_end_a_capture_together(ask, cuda, monkeypatch, tmp_path, group_is_there):
+    def all_reduce(*arguments, **options):
+        cuda.append("meet")
+        return meet(*arguments, **options)
+
+    ask("0:9")
+    meet = dist.all_reduce
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        plan = pipert.compile(pipert.schedules.build("gpipe", num_ranks=1, num_microbatches=2))
+        group = dist.group.WORLD
+        engine = pipert.Engine(plan, {0: nn.Linear(8, 8)}, nn.functional.mse_loss, process_group=group)
+        engine.step(*BATCH)
+        monkeypatch.setattr(dist, "all_reduce", all_reduce)
+        if not group_is_there:
+            dist.destroy_process_group()
+        engine.close()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    assert cuda[-3:] == ["synchronize", "meet", "stop"]
+
+
+def test_a_step_that_is_begun_anew_has_one_range(ask, cuda):
+    ask("0:1")
+    with make_engine() as engine:
+        with pytest.raises(ConfigError):
+            engine.step(None, BATCH[1])
+        engine.step(*BATCH)
+    assert cuda[2:6] == ["push pipert step 0", "pop", "push pipert step 0", "pop"]
+    assert cuda.count("start") == cuda.count("stop") == 1
 
 
 def test_after_a_failure_nothing_waits_for_the_device(ask, cuda):
