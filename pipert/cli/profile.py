@@ -16,7 +16,7 @@ from pipert.profile.request import Request, parse_steps
 
 def profile(
     command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND…", help="What to run: any program that steps a pipert.Engine.")
+        list[str], typer.Argument(metavar="COMMAND", help="What to run: any program that steps a pipert.Engine.")
     ],
     steps: Annotated[
         str, typer.Option(metavar="A:B", help="Profile the steps from A to B - 1, those of them that are run.")

@@ -139,8 +139,7 @@ def _on_shared_cores(each: Recorded) -> str:
     num_cores = None if each.one_process else shared_cores(each.plan.num_ranks)
     if num_cores is None:
         return ""
-    waits = "an op's time holds its waits for one, which the medians behind the prediction leave out"
-    return f", on {num_cores} shared cores ({waits})"
+    return f", on {num_cores} shared cores (compute holds waits for one, the prediction fewer)"
 
 
 def _profile(each: Recorded, exports: Sequence[Path], folder: Path, note: Callable[[str], None]) -> Profile:
