@@ -21,6 +21,7 @@ COMMANDS: tuple[str, ...] = (
     "check",
     "doctor",
     "plan",
+    "profile",
     "schedules",
     "simulate",
     "sweep",

@@ -79,6 +79,7 @@ def examine() -> tuple[Finding, ...]:
         _package("torch", "plans can be made, checked and simulated, not run", required=True),
         _package("pytest-benchmark", "`make bench` does not run: pip install 'pipert[dev]'"),
         _program("nvcc", "no CUDA backend can be built"),
+        _program("nsys", "`pipert profile` has the engines' own times, and no kernels"),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipert.engine import dump
+from pipert.engine import dump, profiling
 from pipert.engine.adopt import adopt, modules_of
 from pipert.engine.device import device_of
 from pipert.engine.lanes import choose_transport
@@ -165,6 +165,7 @@ class Engine:
         )
         self._runner(training=self._trains)
         dump.watch(self)
+        self._profiling = profiling.watch(self, process_group)
 
     def step(self, inputs: Any = None, targets: Any = None, *, accumulate: bool = False) -> StepResult:
         """Run one step: every microbatch forward and backward, then the optimizer.
@@ -188,6 +189,7 @@ class Engine:
         if self._speculation is not None and accumulate:
             raise ConfigError("accumulate: this plan steps the optimizer itself (post-validation), in every step")
         step = self.num_steps
+        self._profiling.start(step)
         runner, losses = self._run(True, inputs, targets)
         if self._speculation is not None and self._speculation.void:
             runner.discard()
@@ -199,7 +201,7 @@ class Engine:
         if not accumulate and self._speculation is None:
             num_tokens, self._num_tokens = self._num_tokens, None
             norm = self._finish(step, num_tokens, per_token=self._loss_reduction == "token")
-        return self._result(runner, step, loss, per_microbatch, norm)
+        return self._profiling.keep(self._result(runner, step, loss, per_microbatch, norm))
 
     def eval_step(self, inputs: Any = None, targets: Any = None) -> StepResult:
         """Run every microbatch forward only, without gradients; nothing is counted as a step.
@@ -267,6 +269,7 @@ class Engine:
     def _stop(self) -> None:
         self._closed = self._closed or "this engine is closed"
         dump.forget(self)
+        self._profiling.close()
         while self._runners:
             self._runners.popitem()[1].close()
 

@@ -33,3 +33,15 @@ def test_doctor_tells_what_a_missing_package_costs(monkeypatch, missing, exit_co
     row = next(row for row in json.loads(result.stdout) if row["name"] == missing)
     assert row["found"] is None
     assert row["cost"]
+
+
+def test_doctor_looks_for_nsys_on_the_path(monkeypatch, tmp_path):
+    def found():
+        rows = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+        return next(row for row in rows if row["name"] == "nsys")
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert found()["found"] is None
+    assert "pipert profile" in found()["cost"]
+    (tmp_path / "nsys").touch(mode=0o755)
+    assert found()["found"] == str(tmp_path / "nsys")
