@@ -1,0 +1,81 @@
+"""Lets the engines of a process take CPU tensors for those of a CUDA device whose driver is the stand-in.
+
+Streams, events, device memory and IPC are then the stand-in's, asynchronous like real ones; only compute differs: a
+handler first waits until the compute stream has come to it, then runs on the CPU. So an engine on such a device gives a
+wrong result where a wait is missing, and the right one, bit for bit, where none is.
+"""
+
+import ctypes
+import os
+import weakref
+
+import torch
+from build import fake_cuda
+
+from pipert.engine import engine, lanes
+from pipert.engine.device import CudaDevice
+
+
+class FakeDevice(CudaDevice):
+    def __init__(self):
+        super().__init__(0)
+        self.torch_device = torch.device("cpu")
+        self.driver = ctypes.CDLL(os.environ["PIPERT_LIBCUDA"])
+        self.use_context()
+        stream = ctypes.c_void_p()
+        self.call("cuStreamCreateWithPriority", ctypes.byref(stream), 1, 0)
+        self.stream = stream.value
+
+    def use_context(self):
+        context, current = ctypes.c_void_p(), ctypes.c_void_p()
+        self.call("cuInit", 0)
+        self.call("cuCtxGetCurrent", ctypes.byref(current))
+        if not current.value:
+            self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+            self.call("cuCtxSetCurrent", context)
+
+    def call(self, name, *arguments):
+        result = getattr(self.driver, name)(*arguments)
+        if result != 0:
+            raise RuntimeError(f"{name} returned {result}")
+
+    def holds(self, tensor):
+        return tensor.is_cpu
+
+    def current_stream(self):
+        return self.stream
+
+    def synchronize(self):
+        self.call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
+
+    def empty(self, num_bytes):
+        if num_bytes == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        address = ctypes.c_uint64()
+        self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(num_bytes))
+        memory = (ctypes.c_uint8 * num_bytes).from_address(address.value)
+        weakref.finalize(memory, self.driver.cuMemFree_v2, ctypes.c_uint64(address.value))
+        return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+class FakeDeviceLanes(lanes.DeviceLanes):
+    def __init__(self, plan, settings, device):
+        super().__init__(plan, settings, device)
+        bind = self.bind
+
+        def after_waiting(handler):
+            def run(microbatch):
+                device.synchronize()
+                handler(microbatch)
+
+            return run
+
+        self.bind = lambda handlers: bind([after_waiting(handler) for handler in handlers])
+
+
+def install():
+    """From now on, for every engine that is made in this process."""
+    os.environ.setdefault("PIPERT_LIBCUDA", str(fake_cuda()))
+    device = FakeDevice()
+    engine.device_of = lambda stages: device
+    lanes.DeviceLanes = FakeDeviceLanes
