@@ -10,8 +10,8 @@ import os
 import weakref
 
 import torch
-from build import fake_cuda
 
+from build import fake_cuda
 from pipert.engine import engine, lanes
 from pipert.engine.device import CudaDevice
 
@@ -71,6 +71,11 @@ class FakeDeviceLanes(lanes.DeviceLanes):
             return run
 
         self.bind = lambda handlers: bind([after_waiting(handler) for handler in handlers])
+
+    def step(self, step):
+        """What a stream's order protects on a device is the host's memory here, free for anyone once it is dropped."""
+        super().step(step)
+        self._cuda.synchronize()
 
 
 def install():
