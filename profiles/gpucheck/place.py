@@ -76,7 +76,6 @@ class Place:
         """
         limit_s = max(1.0, (self.deadline - time.monotonic() - GRACE_S) * share)
         words = [str(word) for word in command]
-        self.log.write(f"\n$ {' '.join(words)}\n")
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(env or {})}
         begin = time.monotonic()
         process = subprocess.Popen(
@@ -95,7 +94,7 @@ class Place:
         except subprocess.TimeoutExpired:
             timed_out = True
             text = _end(process)
-        self.log.write(text)
+        self.log.write(f"\n$ {' '.join(words)}\n{text}")  # at once: commands may run side by side
         self.log.flush()
         status = process.returncode if process.returncode >= 0 else 128 - process.returncode
         return Done(status, text, time.monotonic() - begin, timed_out)

@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,18 @@ def panels(out: Path, report: Mapping[str, Any]) -> dict[str, Callable[[Any], No
     found: dict[str, Callable[[Any], None]] = {}
     large = report.get("training", {}).get("large", {}).get("summary")
     if large is not None:
-        found["GPT of 1 B parameters, one process: loss"] = lambda axes: _losses(axes, large["losses"])
+        found["GPT of 1 B parameters, one process: loss"] = partial(_losses, losses=large["losses"])
     for area in AREAS:
         file = out / f"bench-{area}.json"
         if not file.exists():
             continue
         figures = json.loads(file.read_text())["figures"]
         for unit, series in by_size(figures).items():
-            found[f"{area}: {unit} by size"] = lambda axes, series=series, unit=unit: _lines(axes, series, unit)
+            found[f"{area}: {unit} by size"] = partial(_lines, series=series, unit=unit)
         single = [figure for figure in figures if _SIZED.fullmatch(figure["name"]) is None]
         for unit in dict.fromkeys(figure["unit"] for figure in single):
             of_unit = [figure for figure in single if figure["unit"] == unit]
-            found[f"{area}: {unit}"] = lambda axes, of_unit=of_unit, unit=unit: _bars(axes, of_unit, unit)
+            found[f"{area}: {unit}"] = partial(_bars, figures=of_unit, unit=unit)
     return found
 
 
@@ -89,9 +90,16 @@ def _losses(axes: Any, losses: list[float]) -> None:
 def _lines(axes: Any, series: dict[str, list[tuple[int, float]]], unit: str) -> None:
     colours: dict[str, str] = {}  # a peer has the colour of what it stands beside
     for name, points in series.items():
-        sizes, values = zip(*sorted(points), strict=True)
+        points = sorted(points)
         colour = colours.setdefault(name.removesuffix(", peer"), f"C{len(colours)}")
-        axes.plot(sizes, values, label=name, marker=".", color=colour, linestyle="--" if ", peer" in name else "-")
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            label=name,
+            marker=".",
+            color=colour,
+            linestyle="--" if ", peer" in name else "-",
+        )
     sizes = {size for points in series.values() for size, _ in points}
     axes.set_xscale("log", base=2)
     ticks = [size for size in _TICKS if min(sizes) <= size <= max(sizes)]

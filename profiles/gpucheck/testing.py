@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from gpucheck.place import ROOT, Done, Place
 from gpucheck.rows import Row
 
+TESTS = ROOT / "tests" / "gpu"
+SEVERAL_PROCESSES = ("test_processes.py", "test_failures.py")
+"""These wait for their processes to start, most of the time; so the others run beside them."""
+TIMES = ("test_trace.py",)
+"""These look at times, so nothing runs beside them."""
+
 
 def run_tests(place: Place) -> list[Row]:
     """Run tests/gpu."""
-    report = place.work / "gpu-tests.xml"
+    others = [file.name for file in sorted(TESTS.glob("test_*.py")) if file.name not in SEVERAL_PROCESSES + TIMES]
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(_pytest, place, names, share=0.85) for names in (SEVERAL_PROCESSES, others)]
+        found = [run.result() for run in runs]
+    found.append(_pytest(place, TIMES))
+    place.results["failed_tests"] = [_name(case) for cases, _ in found for case in cases if _outcome(case) == "failed"]
+    return [row for cases, done in found for row in rows_of(cases, done)]
+
+
+def _pytest(place: Place, names: Sequence[str], share: float = 1.0) -> tuple[list[ElementTree.Element], Done]:
+    """Return the test cases of pytest's report, if it has written one, and how it ended."""
+    report = place.work / f"{Path(names[0]).stem}.xml"
     report.unlink(missing_ok=True)
     options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    done = place.python("-m", "pytest", *options, "tests/gpu", cwd=ROOT)
-    cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
-    place.results["failed_tests"] = [_name(case) for case in cases if _outcome(case) == "failed"]
-    return rows_of(cases, done)
+    done = place.python("-m", "pytest", *options, *(TESTS / name for name in names), cwd=ROOT, share=share)
+    return list(ElementTree.parse(report).iter("testcase")) if report.exists() else [], done
 
 
 def rows_of(cases: list[ElementTree.Element], done: Done) -> list[Row]:
-    """Return the rows of a run of pytest, given the test cases of its JUnit report, if it has written one.
+    """Return the rows of a run of pytest, given its test cases.
 
     Tests of a file that failed for the same reason share a row.
     """

@@ -103,6 +103,10 @@ REPORT = """
 """
 
 
+def test_every_test_of_a_group_is_there():
+    assert all((testing.TESTS / name).exists() for name in testing.SEVERAL_PROCESSES + testing.TIMES)
+
+
 def test_rows_of_a_test_run():
     cases = list(ElementTree.fromstring(REPORT).iter("testcase"))
     rows = testing.rows_of(cases, done("", status=1))
