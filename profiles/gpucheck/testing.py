@@ -12,17 +12,18 @@ from gpucheck.place import ROOT, Done, Place
 from gpucheck.rows import Row
 
 TESTS = ROOT / "tests" / "gpu"
-SEVERAL_PROCESSES = ("test_processes.py", "test_failures.py")
-"""These wait for their processes to start, most of the time; so the others run beside them."""
+BESIDE_EACH_OTHER = (("test_processes.py",), ("test_failures.py", "test_train.py"))
+"""These wait for their processes to start, most of the time; so they run beside each other and all the rest."""
 TIMES = ("test_trace.py",)
 """These look at times, so nothing runs beside them."""
 
 
 def run_tests(place: Place) -> list[Row]:
     """Run tests/gpu."""
-    others = [file.name for file in sorted(TESTS.glob("test_*.py")) if file.name not in SEVERAL_PROCESSES + TIMES]
+    named = {name for group in (*BESIDE_EACH_OTHER, TIMES) for name in group}
+    others = [file.name for file in sorted(TESTS.glob("test_*.py")) if file.name not in named]
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(_pytest, place, names, share=0.85) for names in (SEVERAL_PROCESSES, others)]
+        runs = [pool.submit(_pytest, place, names, share=0.85) for names in (*BESIDE_EACH_OTHER, others)]
         found = [run.result() for run in runs]
     found.append(_pytest(place, TIMES))
     place.results["failed_tests"] = [_name(case) for cases, _ in found for case in cases if _outcome(case) == "failed"]

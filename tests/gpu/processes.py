@@ -9,10 +9,10 @@ from where import WHERE
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "multiprocess"
-_LAUNCH = "import sys; from pipert import launch; sys.exit(launch.run(sys.argv[2:], int(sys.argv[1])))"
+LAUNCH = "import sys; from pipert import launch; sys.exit(launch.run(sys.argv[2:], int(sys.argv[1])))"
 
 
-def run_python(*arguments, timeout_s=110, **environment):
+def run_python(*arguments, timeout_s=110, cwd=None, **environment):
     """Run Python with these arguments; return its exit status, its output and its errors."""
     fixed = {
         "PYTHONPATH": str(ROOT),
@@ -21,6 +21,7 @@ def run_python(*arguments, timeout_s=110, **environment):
     }
     process = subprocess.run(
         [sys.executable, *map(str, arguments)],
+        cwd=cwd,
         env={**os.environ, **fixed, **environment},
         capture_output=True,
         text=True,
@@ -31,7 +32,7 @@ def run_python(*arguments, timeout_s=110, **environment):
 
 def run_ranks(num_ranks, script, *arguments, **options):
     """Run a script of tests/multiprocess in a process for each rank."""
-    return run_python("-c", _LAUNCH, num_ranks, sys.executable, SCRIPTS / script, *arguments, **options)
+    return run_python("-c", LAUNCH, num_ranks, sys.executable, SCRIPTS / script, *arguments, **options)
 
 
 def assert_done(result, num_ranks):

@@ -26,7 +26,7 @@ def _device() -> torch.device:
     if WHERE == "cuda":
         return cuda_device()
     if WHERE == "as-cuda":
-        sys.path.append(str(Path(__file__).resolve().parents[1] / "fake"))
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fake"))
         import as_cuda
 
         as_cuda.install()

@@ -104,7 +104,8 @@ REPORT = """
 
 
 def test_every_test_of_a_group_is_there():
-    assert all((testing.TESTS / name).exists() for name in testing.SEVERAL_PROCESSES + testing.TIMES)
+    groups = (*testing.BESIDE_EACH_OTHER, testing.TIMES)
+    assert all((testing.TESTS / name).exists() for group in groups for name in group)
 
 
 def test_rows_of_a_test_run():
