@@ -43,11 +43,7 @@ class PyStreamExecutor : public ExecutorBinding<StreamExecutor> {
     refuse_while_running("step");
     executor().step(step, host(), stream_of(stream));
   }
-  void launch_graphs(const std::vector<size_t>& graphs) {
-    std::vector<cuda::GraphExecHandle*> handles;
-    for (const size_t graph : graphs) handles.push_back(reinterpret_cast<cuda::GraphExecHandle*>(graph));
-    executor().launch_graphs(std::move(handles));
-  }
+  void run_as(size_t graph) { executor().run_as(reinterpret_cast<cuda::GraphHandle*>(graph)); }
   void launched(int64_t step, size_t stream) { executor().launched(step, stream_of(stream)); }
   void wait() { executor().wait(host()); }
 
@@ -108,9 +104,10 @@ void bind_stream_executor(py::module_& m) {
            "Enqueues one step behind what is on `stream` (a cudaStream_t as a number), which then waits for all of "
            "it. Holds the GIL, except in waits for other ranks' hosts. A handler's exception comes through unchanged. "
            "Raises PeerLost, LaneTimeout, TransportError, CudaError. No step can follow a failure.")
-      .def("launch_graphs", &PyStreamExecutor::launch_graphs, py::arg("graphs"),
-           "From now on launches these graphs (cudaGraphExec_t as numbers, one per handler) instead of calling "
-           "handlers, and sends what the last step sent, from where it lay.")
+      .def("run_as", &PyStreamExecutor::run_as, py::arg("graph"),
+           "In a handler: launches the graph (a cudaGraph_t as a number) in which it has captured its op. After a step "
+           "in which every handler did so, steps launch those graphs instead, and send what that step sent, from where "
+           "it lay.")
       .def("launched", &PyStreamExecutor::launched, py::arg("step"), py::arg("stream"),
            "Says that a captured step was launched on `stream`, to be watched and traced.")
       .def("wait", &PyStreamExecutor::wait,

@@ -76,13 +76,14 @@ StreamExecutor::~StreamExecutor() {
 
 void StreamExecutor::restart_counts() { counted_from_ = steps_; }
 
-void StreamExecutor::launch_graphs(std::vector<cuda::GraphExecHandle*> graphs) {
-  if (graphs.size() != program_.compute.size()) {
-    throw ConfigError("there are " + std::to_string(graphs.size()) + " graphs for " +
-                      std::to_string(program_.compute.size()) + " ops");
-  }
-  if (steps_ == 0) throw ConfigError("graphs are launched after a step that was run by handlers, not before");
-  graphs_ = std::move(graphs);
+void StreamExecutor::run_as(cuda::GraphHandle* graph) {
+  const int32_t entry = num_enqueued_.load(std::memory_order_relaxed);
+  const bool computes = running() && !known_ && entry < static_cast<int32_t>(program_.ops.size()) &&
+                        program_.ops[entry].stream < 0 && graphs_.size() < program_.compute.size() &&
+                        program_.compute[graphs_.size()] == entry;
+  if (!computes) throw ConfigError("a graph is launched once by each op of a step, from the first one on");
+  graphs_.emplace_back(graph);
+  graphs_.back().launch(compute_);
 }
 
 // The watchdog sees to it that the device comes to an end, or fails.
@@ -143,6 +144,7 @@ void StreamExecutor::enqueue_step(ComputeHost& host) {
     for (const int32_t recv : program_.ops[entry].offers) offer(recv);
   }
   join();
+  known_ = !program_.compute.empty() && graphs_.size() == program_.compute.size();
 }
 
 void StreamExecutor::fork() {
@@ -205,23 +207,23 @@ void StreamExecutor::offer(int32_t entry) {
 
 void StreamExecutor::compute(int32_t entry, ComputeHost& host) {
   const auto index = std::ranges::lower_bound(program_.compute, entry) - program_.compute.begin();
-  if (graphs_.empty()) {
-    host.run(static_cast<size_t>(index));
+  if (known_) {
+    graphs_[static_cast<size_t>(index)].launch(compute_);
   } else {
-    PIPERT_CUDA_TRY(graph_launch(graphs_[static_cast<size_t>(index)], compute_.get()));
+    host.run(static_cast<size_t>(index));
   }
 }
 
 void StreamExecutor::send(int32_t entry, ComputeHost& host) {
   const StreamOp& op = program_.ops[entry];
   const Sent& sent = sent_[entry];
-  if (graphs_.empty() && sent.posted_steps != steps_) {
+  if (!known_ && sent.posted_steps != steps_) {
     const int32_t rank = plan_->rank_of(op.op);
     throw ConfigError(
         "the handler before " + text(op.op) + " of rank " + std::to_string(rank) + " posted nothing to send",
         {.rank = rank, .op = text(op.op), .step = progress_.step});
   }
-  const DeviceMessage message{.segments = sent.segments, .header = sent.header, .known = !graphs_.empty()};
+  const DeviceMessage message{.segments = sent.segments, .header = sent.header, .known = known_};
   channels_->send_end(op.edge).send(op.slot, message, stream(op.stream),
                                     host_wait(op.op, plan_->lane_of_op(op.op).peer, host));
 }
@@ -229,7 +231,7 @@ void StreamExecutor::send(int32_t entry, ComputeHost& host) {
 void StreamExecutor::receive(int32_t entry, ComputeHost& host) {
   const StreamOp& op = program_.ops[entry];
   DeviceRecvEnd& end = channels_->recv_end(op.edge);
-  if (graphs_.empty()) {
+  if (!known_) {
     announced_[entry] = end.announced(host_wait(op.op, plan_->lane_of_op(op.op).peer, host));
     end.prepare(op.slot, announced_[entry].packed_bytes());
   }

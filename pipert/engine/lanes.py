@@ -121,7 +121,7 @@ class DeviceLanes:
         self.wait = self._executor.wait
         self.status = self._executor.status
         self.abort = self._executor.abort
-        self.launch_graphs = self._executor.launch_graphs
+        self.run_as = self._executor.run_as
 
     def step(self, step: int) -> None:
         """See :class:`Lanes`."""
