@@ -38,8 +38,8 @@ def _program(name: str, cost: str) -> Finding:
     return Finding(name, shutil.which(name), cost)
 
 
-def _native() -> tuple[Finding, Finding, Finding]:
-    core = backend = devices = None
+def _native() -> tuple[Finding, ...]:
+    core = backend = devices = nvtx = None
     try:
         from pipert import _core
 
@@ -47,12 +47,14 @@ def _native() -> tuple[Finding, Finding, Finding]:
         backend = "built in" if _core.built_with_cuda() else None
         count = _core.cuda_device_count()
         devices = str(count) if count else None
+        nvtx = "built in" if _core.built_with_nvtx() else None
     except ImportError:
         pass
     return (
         Finding("native core", core, "nothing can be checked, simulated or run: pip install -e .", required=True),
         Finding("CUDA backend", backend, "host memory only: install nvcc and build again"),
         Finding("CUDA devices", devices, "ranks compute on the CPU"),
+        Finding("NVTX", nvtx, "profilers do not show a plan's ops: pip install nvidia-nvtx and build again"),
     )
 
 
@@ -70,6 +72,7 @@ def examine() -> tuple[Finding, ...]:
         _cores(),
         _package("torch", "plans can be made, checked and simulated, not run", required=True),
         _package("pytest-benchmark", "`make bench` does not run: pip install 'pipert[dev]'"),
+        _package("nvtx", "profilers show ops, but not the steps around them: pip install nvtx"),
         _program("nvcc", "no CUDA backend can be built"),
     )
 
