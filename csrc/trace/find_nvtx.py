@@ -11,14 +11,16 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
+TOOLKIT = pathlib.Path("/usr/local/cuda")
+
 
 def _candidates(given: Sequence[str]) -> Iterator[pathlib.Path]:
     yield from map(pathlib.Path, given)
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
-        homes.insert(0, os.fspath(pathlib.Path(nvcc).resolve().parents[1]))
-    yield from (pathlib.Path(home) / "include" for home in homes if home)
+        yield pathlib.Path(nvcc).resolve().parents[1] / "include"
+    yield from (pathlib.Path(os.environ[name]) / "include" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ)
+    yield TOOLKIT / "include"
     wheels = importlib.util.find_spec("nvidia")
     for folder in [] if wheels is None else wheels.submodule_search_locations or []:
         yield from sorted(pathlib.Path(folder).glob("cu*/include"), reverse=True)
