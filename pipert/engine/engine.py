@@ -21,6 +21,7 @@ from pipert.engine.result import StepResult
 from pipert.engine.routes import has_backward, has_post_validation
 from pipert.engine.runner import Runner, Settings
 from pipert.engine.speculation import Speculation, check_optimizer, share_total
+from pipert.engine.step_range import shown_as_range
 from pipert.errors import ConfigError, LaneTimeout, PeerLost, PipertError
 from pipert.exchange import talking
 from pipert.finish import Finish, Optimizer
@@ -167,6 +168,7 @@ class Engine:
         dump.watch(self)
         self._profiling = profiling.watch(self, process_group)
 
+    @shown_as_range
     def step(self, inputs: Any = None, targets: Any = None, *, accumulate: bool = False) -> StepResult:
         """Run one step: every microbatch forward and backward, then the optimizer.
 
