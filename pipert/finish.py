@@ -149,7 +149,7 @@ class Finish:
         if not torch.isfinite(norm):
             raise PipertError(f"step {step}: the gradient norm is {norm.item()}; no parameter was changed", step=step)
         if self._clip_norm is not None:
-            clip_gradients(self.tensors(), clip_coefficient(norm, self._clip_norm))
+            clip_gradients(self.parameters(), clip_coefficient(norm, self._clip_norm))
         self._optimizer.step()
         self.drop_gradients()
 
@@ -166,8 +166,8 @@ class Finish:
         coefficient = 1.0 if self._clip_norm is None else clip_coefficient(norm, self._clip_norm)
         return bool(torch.isfinite(norm)) and float(coefficient) == 1.0
 
-    def tensors(self) -> list[Tensor]:
-        """List this process's parameters."""
+    def parameters(self) -> list[nn.Parameter]:
+        """List this process's parameters that require grad."""
         return list(self._here.values())
 
     def norms_of(self, rank: int) -> list[Tensor]:

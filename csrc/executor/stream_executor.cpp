@@ -206,6 +206,7 @@ void StreamExecutor::offer(int32_t entry) {
 }
 
 void StreamExecutor::compute(int32_t entry, ComputeHost& host) {
+  const NvtxRange range(program_.ops[entry].nvtx, 0);
   const auto index = std::ranges::lower_bound(program_.compute, entry) - program_.compute.begin();
   if (known_) {
     graphs_[static_cast<size_t>(index)].launch(compute_);
@@ -223,6 +224,7 @@ void StreamExecutor::send(int32_t entry, ComputeHost& host) {
         "the handler before " + text(op.op) + " of rank " + std::to_string(rank) + " posted nothing to send",
         {.rank = rank, .op = text(op.op), .step = progress_.step});
   }
+  const NvtxRange range(op.nvtx, packed_bytes(sent.segments));
   const DeviceMessage message{.segments = sent.segments, .header = sent.header, .known = known_};
   channels_->send_end(op.edge).send(op.slot, message, stream(op.stream),
                                     host_wait(op.op, plan_->lane_of_op(op.op).peer, host));
@@ -235,6 +237,7 @@ void StreamExecutor::receive(int32_t entry, ComputeHost& host) {
     announced_[entry] = end.announced(host_wait(op.op, plan_->lane_of_op(op.op).peer, host));
     end.prepare(op.slot, announced_[entry].packed_bytes());
   }
+  const NvtxRange range(op.nvtx, announced_[entry].packed_bytes());
   end.receive(op.slot, announced_[entry].segment_bytes, stream(op.stream));
 }
 

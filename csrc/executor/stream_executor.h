@@ -60,9 +60,9 @@ class StreamExecutor {
   // Enqueues one step. After an exception nothing of it is left on the device, the peers know, and every further step
   // is refused. Throws what the host threw, or PeerLost, LaneTimeout, TransportError, CudaError.
   void step(int64_t step, ComputeHost& host, cuda::StreamView compute);
-  // From within ComputeHost::run: launches `graph`, in which the op was captured. After a step in which every op did so,
-  // steps launch those graphs instead of calling the host, and send what that step sent, from where it lay: shapes and
-  // addresses stay.
+  // From within ComputeHost::run: launches `graph`, in which the op was captured. After a step in which every op did
+  // so, steps launch those graphs instead of calling the host, and send what that step sent, from where it lay: shapes
+  // and addresses stay.
   void run_as(cuda::GraphHandle* graph);
   // The caller has launched a captured step on `compute`: it is watched, and can be traced, like one that was enqueued.
   void launched(int64_t step, cuda::StreamView compute);
@@ -141,7 +141,7 @@ class StreamExecutor {
   cuda::Stream clock_stream_{0};
   std::vector<Sent> sent_;  // per entry
   std::vector<Announcement> announced_;
-  uint64_t counted_from_ = 0;  // the steps before restart_counts()
+  uint64_t counted_from_ = 0;            // the steps before restart_counts()
   std::vector<cuda::GraphExec> graphs_;  // of the compute ops of a step, in order
   std::vector<TraceRecord> records_;
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipert.engine import dump, profiling
 from pipert.engine.adopt import adopt, modules_of
 from pipert.engine.device import device_of
+from pipert.engine.graphed import CudaGraph, GraphedRunner, check_capturable
 from pipert.engine.lanes import choose_transport
 from pipert.engine.losses import share_losses
 from pipert.engine.result import StepResult
@@ -76,6 +77,10 @@ class Engine:
         timeout_ms: the longest wait for another rank, and for the device to finish a step.
         transport: ``"local"`` (all ranks in this process), ``"shm"`` (host memory) or ``"ipc"`` (CUDA devices of one
             machine); by default the one that fits.
+        cuda_graph: True captures a whole step of this process, after two that run as usual, and launches it from then
+            on; ``"op"`` captures each compute op, so that the engine sequences graphs without Python between them.
+            Shapes of microbatches must stay; random numbers of a captured step are seeded per step, not per op, and
+            refused with ``"op"``; ``accumulate`` is refused.
         trace: on a CUDA device, record when every op begins and ends, with two events each; ``result.trace`` is empty
             otherwise. Host lanes always record.
         link_delays_ms: (source rank, destination rank) → (latency, occupancy) by which messages are held back, to try
@@ -105,6 +110,7 @@ class Engine:
         seed: int = 0,
         timeout_ms: int = 600_000,
         transport: str | None = None,
+        cuda_graph: CudaGraph = False,
         trace: bool = True,
         link_delays_ms: Mapping[tuple[int, int], tuple[float, float]] | None = None,
     ) -> None:
@@ -124,6 +130,7 @@ class Engine:
         try:
             self._stages = self._adopt(stages, loss_fn)
             self._device = device_of(self._stages)
+            check_capturable(cuda_graph, on_host=self._device.is_host, post_validation=has_post_validation(plan))
             transport = choose_transport(transport, on_host=self._device.is_host, one_process=process_group is None)
             self._finish = Finish(
                 [plan.holders(stage) for stage in range(plan.num_stages)],
@@ -148,6 +155,7 @@ class Engine:
                 "tied": [list(tie) for tie in tied],
             }
             options |= {"loss_reduction": loss_reduction, "seed": seed, "transport": transport, "trace": trace}
+            options["cuda_graph"] = cuda_graph
             session = meet(process_group, plan, options, fault)
         self._finish.connect()
         self._settings = Settings(
@@ -164,6 +172,10 @@ class Engine:
             self._speculation,
             link_delays_ms or {},
         )
+        self._graphed: GraphedRunner | None = None
+        if cuda_graph and self._trains:
+            self._graphed = GraphedRunner(plan, self._settings, cuda_graph, self._finish.parameters())
+            self._runners[True] = self._graphed.runner
         self._runner(training=self._trains)
         dump.watch(self)
         self._profiling = profiling.watch(self, process_group)
@@ -190,6 +202,8 @@ class Engine:
             raise ConfigError("this plan has no backward: call eval_step")
         if self._speculation is not None and accumulate:
             raise ConfigError("accumulate: this plan steps the optimizer itself (post-validation), in every step")
+        if self._graphed is not None and accumulate:
+            raise ConfigError("accumulate: a captured step makes gradients anew; leave out cuda_graph")
         step = self.num_steps
         self._profiling.start(step)
         runner, losses = self._run(True, inputs, targets)
@@ -340,7 +354,8 @@ class Engine:
             if self._speculation is not None:
                 self._speculation.start(self.num_steps)
             with preserved_rng():
-                losses = runner.step(self.num_steps, inputs, targets)
+                run = self._graphed.step if training and self._graphed is not None else runner.step
+                losses = run(self.num_steps, inputs, targets)
             if self._finish.judges:
                 runner.wait(losses)
             return runner, self._complete(losses)

@@ -59,9 +59,17 @@ class Settings:
 
 
 class Runner:
-    """Runs the steps of one plan."""
+    """Runs the steps of one plan.
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
+    Args:
+        plan: what to run.
+        settings: with what.
+        through: what stands before each handler, given its place among the compute ops; None calls them directly.
+    """
+
+    def __init__(
+        self, plan: Plan, settings: Settings, through: Callable[[int, Handler], Handler] | None = None
+    ) -> None:
         self.plan = plan
         self.training = has_backward(plan)
         self.lanes = open_lanes(plan, settings)
@@ -71,7 +79,8 @@ class Runner:
         self._loss = Loss(settings.loss_fn, settings.loss_reduction, plan, check_at_once=settings.device.is_host)
         self._drivers = self._make_drivers(settings)
         self._speculation = settings.speculation if self.training else None
-        self.lanes.bind(self._make_handlers(settings.ranks))
+        handlers = self._make_handlers(settings.ranks)
+        self.lanes.bind(handlers if through is None else [through(*each) for each in enumerate(handlers)])
 
     def step(self, step: int, inputs: Sequence[Tensors], targets: Sequence[Any]) -> list[MicrobatchLoss | None]:
         """Run one step; return the loss of each microbatch, None where another rank has it or there is none."""

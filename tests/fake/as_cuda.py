@@ -10,8 +10,8 @@ import os
 import weakref
 
 import torch
-from build import fake_cuda
 
+from build import fake_cuda
 from pipert.engine import engine, lanes
 from pipert.engine.device import CudaDevice
 
