@@ -52,7 +52,7 @@ StreamExecutor::StreamExecutor(std::shared_ptr<const Plan> plan, std::shared_ptr
       channels_->slots(edge)->use(
           [this, edge](uint32_t slot, size_t num_bytes) { return this->allocate(edge, slot, num_bytes); });
     }
-    watchdog_ = std::make_unique<Watchdog>(*channels_, options_.timeout_ns, [this] { return first_unfinished(); });
+    watchdog_ = std::make_unique<Watchdog>(*channels_, options_.timeout_ns, [this] { return overdue(); });
   } catch (...) {
     host.release();
     throw;
@@ -86,17 +86,24 @@ void StreamExecutor::run_as(cuda::GraphHandle* graph) {
   graphs_.back().launch(compute_);
 }
 
-// The watchdog sees to it that the device comes to an end, or fails.
 void StreamExecutor::wait(ComputeHost& host) {
-  if (last_ && !last_.happened()) {
-    Paused paused(host);
-    while (!last_.happened()) {
-      check();
-      usleep(kPollUs);
-      paused.check_signals();
-    }
-  }
+  if (last_) await_device(last_, host);
   check();
+}
+
+void StreamExecutor::await_device(cuda::EventView event, ComputeHost& host) {
+  if (event.happened()) return;
+  Paused paused(host);
+  const int64_t begin_ns = now_ns();
+  while (!event.happened()) {
+    check();
+    if (now_ns() - begin_ns > options_.timeout_ns) {
+      fail(FailureKind::kTimeout, channels_->host().rank(), overdue());
+      throw_failure();
+    }
+    usleep(kPollUs);
+    paused.check_signals();
+  }
 }
 
 void StreamExecutor::step(int64_t step, ComputeHost& host, cuda::StreamView compute) {
@@ -280,12 +287,7 @@ cuda::Address StreamExecutor::allocate(int32_t edge, uint32_t slot, size_t num_b
   }
   const cuda::Address address = allocate_(plan_slot, num_bytes);
   compute_.record(anchor_.view());
-  host_wait(progress_.current.load(std::memory_order_relaxed), channels_->topology().edges[edge].source,
-            *host_)([this](int64_t) {
-    if (anchor_.view().happened()) return true;
-    usleep(kPollUs);
-    return false;
-  });
+  await_device(anchor_.view(), *host_);
   return address;
 }
 
@@ -375,6 +377,12 @@ std::string StreamExecutor::first_unfinished() const {
     if (!end_of(entry).happened()) return "the first op that has not ended is " + text(program_.ops[entry].op);
   }
   return "all ops have ended";
+}
+
+std::string StreamExecutor::overdue() const {
+  const int32_t rank = channels_->host().rank();
+  return "the device of " + (rank < 0 ? "all ranks" : "rank " + std::to_string(rank)) + " did not finish within " +
+         std::to_string(options_.timeout_ns / 1'000'000) + " ms; " + first_unfinished();
 }
 
 // The device's clock is read against the host's where nothing else keeps an answer waiting.
