@@ -11,18 +11,26 @@
 
 using Environment = std::map<std::string, std::string>;
 
-// What waitpid() says of a child that ran `body`.
 template <class Body>
-int status_of_child(const Environment& environment, Body body) {
+pid_t start_child(const Environment& environment, Body body) {
   std::fflush(nullptr);
   const pid_t child = fork();
-  if (child == 0) {
-    for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
-    body();
-    std::exit(0);
-  }
+  if (child != 0) return child;
+  for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
+  body();
+  std::exit(0);
+}
+
+// What waitpid() says of it.
+inline int status_of(pid_t child) {
   int status = 0;
   while (waitpid(child, &status, 0) < 0) {
   }
   return status;
+}
+
+// What waitpid() says of a child that ran `body`.
+template <class Body>
+int status_of_child(const Environment& environment, Body body) {
+  return status_of(start_child(environment, body));
 }
