@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from pipert import _core
 from pipert.engine.device import CudaDevice, Device, HostDevice
 from pipert.engine.ports import Mail
-from pipert.errors import ConfigError
+from pipert.errors import ConfigError, PipertError
 
 if TYPE_CHECKING:
     from pipert.engine.runner import Settings
@@ -107,7 +109,7 @@ class DeviceLanes:
         self._cuda = device
         self._op_slot = plan.op_slot
         self._slots: dict[int, Tensor] = {}
-        self._num_steps = 0
+        self._reader: Callable[[], _TraceReader | None] = lambda: None
         self._host_channels = _host_channels(plan, settings, for_device=True)
         self._channels = _core.DeviceChannels(
             self._host_channels, settings.transport or "local", device.index, settings.timeout_ms
@@ -125,12 +127,12 @@ class DeviceLanes:
 
     def step(self, step: int) -> None:
         """See :class:`Lanes`."""
-        self._num_steps += 1
+        self._outdate_trace()
         self._executor.step(step, self._cuda.current_stream())
 
     def launched(self, step: int) -> None:
         """Say that a captured step was launched on the current stream."""
-        self._num_steps += 1
+        self._outdate_trace()
         self._executor.launched(step, self._cuda.current_stream())
 
     def slot(self, recv_op: int) -> Tensor:
@@ -140,24 +142,44 @@ class DeviceLanes:
 
     def trace_reader(self) -> Callable[[], bytes]:
         """See :class:`Lanes`. It waits for the device, and must be called before the next step."""
-        num_steps = self._num_steps
-
-        def read() -> bytes:
-            if self._num_steps != num_steps:
-                raise ConfigError("the trace of a step on a CUDA device must be read before the next step runs")
-            return self._executor.trace()
-
-        return read
+        reader = _TraceReader(self._executor)
+        self._reader = weakref.ref(reader)
+        return reader.read
 
     def close(self) -> None:
         """See :class:`Lanes`."""
+        reader = self._reader()
+        if reader is not None:  # somebody may still ask for the last step
+            with suppress(PipertError):
+                reader.read()
         self._executor.close()
         self._host_channels.close()
+
+    def _outdate_trace(self) -> None:
+        reader = self._reader()
+        if reader is not None:
+            reader.is_outdated = True
 
     def _allocate(self, slot: int, num_bytes: int) -> int:
         self._slots.pop(slot, None)
         self._slots[slot] = self._cuda.empty(num_bytes)
         return self._slots[slot].data_ptr()
+
+
+class _TraceReader:
+    """Reads what was recorded of one step, once."""
+
+    def __init__(self, executor: _core.StreamExecutor) -> None:
+        self.is_outdated = False
+        self._executor = executor
+        self._records: bytes | None = None
+
+    def read(self) -> bytes:
+        if self._records is None:
+            if self.is_outdated:
+                raise ConfigError("the trace of a step on a CUDA device must be read before the next step runs")
+            self._records = self._executor.trace()
+        return self._records
 
 
 def open_lanes(plan: Plan, settings: Settings) -> Lanes:
