@@ -240,12 +240,13 @@ void StreamExecutor::send(int32_t entry, ComputeHost& host) {
 void StreamExecutor::receive(int32_t entry, ComputeHost& host) {
   const StreamOp& op = program_.ops[entry];
   DeviceRecvEnd& end = channels_->recv_end(op.edge);
+  const HostWait wait = host_wait(op.op, plan_->lane_of_op(op.op).peer, host);
   if (!known_) {
-    announced_[entry] = end.announced(host_wait(op.op, plan_->lane_of_op(op.op).peer, host));
+    announced_[entry] = end.announced(wait);
     end.prepare(op.slot, announced_[entry].packed_bytes());
   }
   const NvtxRange range(op.nvtx, announced_[entry].packed_bytes());
-  end.receive(op.slot, announced_[entry].segment_bytes, stream(op.stream));
+  end.receive(op.slot, announced_[entry].segment_bytes, stream(op.stream), wait);
 }
 
 // A transfer is on its rank's way, so the deadline counts from when the host comes to it.

@@ -75,6 +75,7 @@ void Watchdog::look() {
   const std::lock_guard lock(mutex_);
   if (paused_ || !end_) return;
   try {
+    if (const std::optional<std::string> fault = channels_.fault()) throw TransportError(*fault);
     if (end_.happened()) {
       end_ = {};
     } else if (now_ns() > deadline_ns_) {
@@ -86,7 +87,7 @@ void Watchdog::look() {
     channels_.host().fail({.kind = FailureKind::kTransport,
                            .rank = channels_.host().rank(),
                            .op = {},
-                           .text = std::string("the device failed: ") + error.what()});
+                           .text = error.what()});
   }
 }
 

@@ -14,6 +14,7 @@ from pipert import _core
 from pipert.engine.device import CudaDevice, Device, HostDevice
 from pipert.engine.ports import Mail
 from pipert.errors import ConfigError, PipertError
+from pipert.rendezvous import gather
 
 if TYPE_CHECKING:
     from pipert.engine.runner import Settings
@@ -23,7 +24,12 @@ _SPIN_US = 50
 _NS_PER_MS = 1e6
 _Handler = Callable[[int], None]
 
-TRANSPORTS = {"local": "ranks of one process", "shm": "host memory", "ipc": "CUDA devices of one machine"}
+TRANSPORTS = {
+    "local": "ranks of one process",
+    "shm": "host memory",
+    "ipc": "CUDA devices of one machine",
+    "nccl": "CUDA devices",
+}
 
 
 class Lanes(Mail, Protocol):
@@ -112,7 +118,7 @@ class DeviceLanes:
         self._reader: Callable[[], _TraceReader | None] = lambda: None
         self._host_channels = _host_channels(plan, settings, for_device=True)
         self._channels = _core.DeviceChannels(
-            self._host_channels, settings.transport or "local", device.index, settings.timeout_ms
+            self._host_channels, settings.transport, device.index, settings.timeout_ms, self._nccl_ids(settings)
         )
         self._executor = _core.StreamExecutor(
             plan.native, self._channels, list(settings.ranks), self._allocate, settings.timeout_ms, settings.trace
@@ -154,6 +160,15 @@ class DeviceLanes:
                 reader.read()
         self._executor.close()
         self._host_channels.close()
+
+    def _nccl_ids(self, settings: Settings) -> list[bytes]:
+        """Return an id for each edge, made by its source; none where NCCL does not connect processes. Collective."""
+        if settings.transport != "nccl" or settings.group is None:
+            return []
+        edges = self._host_channels.edges
+        mine = [_core.nccl_id().hex() if source in settings.ranks else "" for source, _ in edges]
+        made = gather(settings.group, mine)
+        return [bytes.fromhex(made[source][edge]) for edge, (source, _) in enumerate(edges)]
 
     def _outdate_trace(self) -> None:
         reader = self._reader()
@@ -197,15 +212,16 @@ def choose_transport(transport: str | None, *, on_host: bool, one_process: bool)
     """
     if transport is not None and transport not in TRANSPORTS:
         raise ConfigError(f"transport is one of {', '.join(TRANSPORTS)}, not {transport!r}")
-    fitting = ["local"] if one_process else ["shm"] if on_host else ["ipc"]
-    if one_process and not on_host:
-        fitting.append("ipc")
+    if on_host:
+        fitting = ["local"] if one_process else ["shm"]
+    else:
+        fitting = ["local", "ipc", "nccl"] if one_process else ["ipc", "nccl"]
     if transport is not None and transport not in fitting:
         where = "host memory" if on_host else "a CUDA device"
         ranks = "all ranks in this process" if one_process else "a process for each rank"
         raise ConfigError(
             f"transport={transport!r} is for {TRANSPORTS[transport]}; for {where} and {ranks} there is "
-            f"{' or '.join(fitting)}"
+            f"{', '.join(fitting)}"
         )
     return transport or fitting[0]
 
