@@ -28,6 +28,7 @@
 #include "hand_plan.h"
 #include "process.h"
 #include "transport/device/announcer.h"
+#include "transport/nccl/nccl_communicator.h"
 
 namespace {
 
@@ -282,7 +283,7 @@ void run_all_ways(DeviceTransport transport) {
   }
 }
 
-const Environment kQuiet{{"PIPERT_LIBCUDA", PIPERT_FAKE_CUDA}};
+const Environment kQuiet{{"PIPERT_LIBCUDA", PIPERT_FAKE_CUDA}, {"PIPERT_NCCL", PIPERT_FAKE_NCCL}};
 
 Environment with(Environment more) {
   more.insert(kQuiet.begin(), kQuiet.end());
@@ -298,38 +299,60 @@ const std::vector<Environment> kWeathers{
 
 void test_one_process() {
   for (const Environment& weather : kWeathers) {
-    for (const DeviceTransport transport : {DeviceTransport::kLocal, DeviceTransport::kIpc}) {
+    for (const DeviceTransport transport : {DeviceTransport::kLocal, DeviceTransport::kIpc, DeviceTransport::kNccl}) {
       EXPECT(status_of_child(weather, [&] { run_all_ways(transport); }) == 0);
     }
   }
 }
 
+// How the processes of a test meet.
+struct Meeting {
+  std::string session;
+  std::vector<nccl::UniqueId> nccl_ids;
+};
+
+// An id for each edge, made in a process of its own: this one must not open a driver before it forks.
+std::vector<nccl::UniqueId> make_nccl_ids(size_t num_edges) {
+  Pipe pipe;
+  const int status = status_of_child(kQuiet, [&] {
+    for (size_t edge = 0; edge < num_edges; ++edge) pipe.put(make_nccl_unique_id());
+  });
+  EXPECT(status == 0);
+  std::vector<nccl::UniqueId> ids;
+  for (size_t edge = 0; edge < num_edges; ++edge) ids.push_back(pipe.take<nccl::UniqueId>());
+  return ids;
+}
+
 // A process per rank; what each ends with, by rank.
 std::vector<int> run_ranks(const Environment& environment, const Plan& plan,
-                           const std::function<void(int32_t rank, const std::string& session)>& body) {
-  const std::string session = "stream-executor-" + std::to_string(getpid()) + "-" + std::to_string(now_ns());
+                           const std::function<void(int32_t rank, const Meeting& meeting)>& body) {
+  const Meeting meeting{.session = "stream-executor-" + std::to_string(getpid()) + "-" + std::to_string(now_ns()),
+                        .nccl_ids = make_nccl_ids(Topology::of(plan).edges.size())};
   std::vector<pid_t> children;
   for (int32_t rank = 0; rank < plan.num_ranks; ++rank) {
-    children.push_back(start_child(environment, [&] { body(rank, session); }));
+    children.push_back(start_child([&] {
+      for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
+      body(rank, meeting);
+    }));
   }
   std::vector<int> statuses;
   for (const pid_t child : children) statuses.push_back(status_of(child));
   return statuses;
 }
 
-DeviceCompute as_rank(const std::shared_ptr<const Plan>& plan, int32_t rank, const std::string& session,
-                      int64_t timeout_ms = kTimeoutMs) {
-  const auto host = Channels::shm(Topology::of(*plan, kAnnouncements), rank, session, kTimeoutMs);
-  const auto channels = std::make_shared<DeviceChannels>(host, DeviceTransport::kIpc, 0, kTimeoutMs);
+DeviceCompute as_rank(const std::shared_ptr<const Plan>& plan, int32_t rank, const Meeting& meeting,
+                      DeviceTransport transport, int64_t timeout_ms = kTimeoutMs) {
+  const auto host = Channels::shm(Topology::of(*plan, kAnnouncements), rank, meeting.session, kTimeoutMs);
+  const auto channels = std::make_shared<DeviceChannels>(host, transport, 0, kTimeoutMs, Interrupt(), meeting.nccl_ids);
   return DeviceCompute(plan, channels, {rank}, options(true, timeout_ms));
 }
 
-void test_a_process_per_rank() {
+void test_a_process_per_rank(DeviceTransport transport) {
   for (const Environment& weather : kWeathers) {
     for (const char* name : {"zb-v", "opposite"}) {
       const std::shared_ptr<const Plan> plan = plan_of_file(name);
-      const std::vector<int> statuses = run_ranks(weather, *plan, [&](int32_t rank, const std::string& session) {
-        DeviceCompute compute = as_rank(plan, rank, session);
+      const std::vector<int> statuses = run_ranks(weather, *plan, [&](int32_t rank, const Meeting& meeting) {
+        DeviceCompute compute = as_rank(plan, rank, meeting, transport);
 #ifdef __SANITIZE_THREAD__
         compute.spoils = false;  // that a message is gone follows from what other processes do, which TSan does not see
 #endif
@@ -350,11 +373,11 @@ void test_a_process_per_rank() {
 }
 
 // The device of rank 0 waits for a message that never comes; it comes to an end all the same, and works on.
-void test_a_peer_that_is_killed() {
+void test_a_peer_that_is_killed(DeviceTransport transport) {
   const auto plan = std::make_shared<const Plan>(HandPlan::chain(2, 4));
   for (const Environment& weather : kWeathers) {
-    const std::vector<int> statuses = run_ranks(weather, *plan, [&](int32_t rank, const std::string& session) {
-      DeviceCompute compute = as_rank(plan, rank, session);
+    const std::vector<int> statuses = run_ranks(weather, *plan, [&](int32_t rank, const Meeting& meeting) {
+      DeviceCompute compute = as_rank(plan, rank, meeting, transport);
       compute.step(0);
       compute.finish();
       if (rank == 1) {
@@ -376,10 +399,10 @@ void test_a_peer_that_is_killed() {
   }
 }
 
-void test_a_peer_whose_handler_raises() {
+void test_a_peer_whose_handler_raises(DeviceTransport transport) {
   const auto plan = std::make_shared<const Plan>(HandPlan::chain(3, 4));
-  const std::vector<int> statuses = run_ranks(kQuiet, *plan, [&](int32_t rank, const std::string& session) {
-    DeviceCompute compute = as_rank(plan, rank, session);
+  const std::vector<int> statuses = run_ranks(kQuiet, *plan, [&](int32_t rank, const Meeting& meeting) {
+    DeviceCompute compute = as_rank(plan, rank, meeting, transport);
     if (rank == 1) {
       compute.fail_at = "1F2";
       EXPECT_THROWS(std::runtime_error, compute.step(0), "boom");
@@ -456,9 +479,11 @@ void test_bad_use() {
 
 int main() {
   test_one_process();
-  test_a_process_per_rank();
-  test_a_peer_that_is_killed();
-  test_a_peer_whose_handler_raises();
+  for (const DeviceTransport transport : {DeviceTransport::kIpc, DeviceTransport::kNccl}) {
+    test_a_process_per_rank(transport);
+    test_a_peer_that_is_killed(transport);
+    test_a_peer_whose_handler_raises(transport);
+  }
   test_a_device_that_takes_too_long();
   test_a_driver_that_refuses();
   test_memory_is_free_before_the_step_ends();

@@ -46,8 +46,7 @@ struct DeviceChannels::Probe {
 };
 
 DeviceChannels::DeviceChannels(std::shared_ptr<Channels> host, DeviceTransport transport, int device,
-                               int64_t timeout_ms, const Interrupt& interrupt,
-                               std::span<const nccl::UniqueId> nccl_ids)
+                               int64_t timeout_ms, const Interrupt& interrupt, std::span<const nccl::UniqueId> nccl_ids)
     : host_(std::move(host)), transport_(transport), context_(cuda::use_context(device)) {
   const size_t num_edges = topology().edges.size();
   send_ends_.resize(num_edges);
@@ -89,8 +88,8 @@ void DeviceChannels::add_ipc(int32_t edge) {
   }
 }
 
-// The ranks make their communicators in one order, that of the edges, each with both its ends at once: nobody waits in a
-// circle.
+// The ranks make their communicators in one order, that of the edges, each with both its ends at once: nobody waits in
+// a circle.
 void DeviceChannels::add_nccl(int32_t edge, std::span<const nccl::UniqueId> ids, int64_t timeout_ns,
                               const Interrupt& interrupt) {
   const bool sends = serves(topology().edges[edge].source);
@@ -102,8 +101,8 @@ void DeviceChannels::add_nccl(int32_t edge, std::span<const nccl::UniqueId> ids,
     send_ends_[edge] = both;
     recv_ends_[edge] = both;
   } else if (sends) {
-    send_ends_[edge] = std::make_shared<NcclSendEnd>(
-        NcclCommunicator::create(ids[edge], 0, deadline_ns, interrupt), host_->send_end(edge), timeout_ns);
+    send_ends_[edge] = std::make_shared<NcclSendEnd>(NcclCommunicator::create(ids[edge], 0, deadline_ns, interrupt),
+                                                     host_->send_end(edge), timeout_ns);
   } else if (receives) {
     recv_ends_[edge] = std::make_shared<NcclRecvEnd>(NcclCommunicator::create(ids[edge], 1, deadline_ns, interrupt),
                                                      host_->recv_end(edge), slots_[edge], timeout_ns);
@@ -149,9 +148,9 @@ HostWait DeviceChannels::wait_on(const Edge& edge, int64_t deadline_ns, const In
   };
 }
 
-// A word over every edge, by the same calls as in a step. All ranks offer everything first, and then go through the edges
-// in the topology's order, each at its end: of those that wait, one is always at the first edge that is not done, and so
-// is its peer.
+// A word over every edge, by the same calls as in a step. All ranks offer everything first, and then go through the
+// edges in the topology's order, each at its end: of those that wait, one is always at the first edge that is not done,
+// and so is its peer.
 void DeviceChannels::try_edges(int64_t deadline_ns, const Interrupt& interrupt) {
   const std::vector<Edge>& edges = topology().edges;
   std::vector<std::optional<Probe>> sent(edges.size());
