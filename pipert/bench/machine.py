@@ -49,22 +49,27 @@ def with_states(machine: dict[str, Any], before: dict[str, float | None] | None)
     return {**machine, "gpu": {**machine["gpu"], "before": before, "after": gpu_state()}}
 
 
-def label(machine: dict[str, Any]) -> str:
-    """Return what a stored result is called after: the GPU where there is one (``"h200"``), else the cores."""
-    gpu = machine.get("gpu")
-    if gpu is None:
+def label(machine: dict[str, Any], *, on_gpu: bool) -> str:
+    """Return what a stored result is called after: the GPU (``"h200"``) or the number of cores (``"2_cores"``)."""
+    if not on_gpu:
         return f"{machine['cores']}_cores"
-    name = re.sub(r"^nvidia\s+", "", gpu["name"].lower())
+    name = re.sub(r"^nvidia\s+", "", machine["gpu"]["name"].lower())
     return re.sub(r"[^a-z0-9]+", "_", name).strip("_")
 
 
 def _gpu() -> dict[str, Any] | None:
-    values = _query(_FIXED)
+    values = _query(_FIXED) or _names_by_torch()
     if values is None:
         return None
-    fixed: dict[str, Any] = {name: value for name, value in values.items() if not name.startswith("max_")}
-    limits = {name: _number(value) for name, value in values.items() if name.startswith("max_")}
+    fixed: dict[str, Any] = {name: values.get(name) for name in _FIXED.values() if not name.startswith("max_")}
+    limits = {name: _number(values.get(name, "")) for name in _FIXED.values() if name.startswith("max_")}
     return {**fixed, **limits, **_cuda_versions()}
+
+
+def _names_by_torch() -> dict[str, str] | None:
+    import torch
+
+    return {"name": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else None
 
 
 def _cuda_versions() -> dict[str, str | None]:
@@ -110,7 +115,7 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None

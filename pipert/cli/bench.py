@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +52,7 @@ def bench(
     Each area takes some minutes; launch, copy and p2p need a CUDA device.
 
     Keep the machine otherwise idle: a bar that is missed, and a figure that became slower, is shown, and changes no
-    exit code.
+    exit code. A part that fails does: it is named at the end, after the figures of the others.
     """
     if area not in AREAS:
         raise ConfigError(f"unknown area {area!r}; there is: {', '.join(AREAS)}")
@@ -59,73 +61,92 @@ def bench(
     from pipert.bench import compare as comparing
     from pipert.bench import machine
 
-    found = machine.describe()
-    file_name = f"{area}_{machine.label(found)}.json"
-    old = None if compare is None else comparing.load(_in_folder(compare, file_name), area)
-    if area in _ON_GPU:
+    on_gpu = area in _ON_GPU
+    if on_gpu:
         from pipert.bench import gpu
 
         gpu.device()
-    before = machine.gpu_state()
-    figures, unavailable = _measure(area)
-    found = machine.with_states(found, before)
+    found = machine.describe()
+    file_name = f"{area}_{machine.label(found, on_gpu=on_gpu)}.json"
+    old = None if compare is None else comparing.load(_in_folder(compare, file_name), area)
     if old is not None:
         for warning in comparing.warnings(found, old):
             Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    before = machine.gpu_state()
+    measured = _measure(area)
+    found = machine.with_states(found, before)
     peer = _PEERS[area].format(found["torch"]) if area in _PEERS else None
-    result = {"area": area, "peer": peer, "machine": found, **_result(figures, unavailable, old)}
+    result = {"area": area, "peer": peer, "machine": found, **_result(measured, old)}
     text = json.dumps(result, indent=1)
     if out is not None:
         _in_folder(out, file_name).write_text(text + "\n")
     if as_json:
         typer.echo(text)
     else:
-        _show(figures, unavailable, peer, old)
+        _show(measured, peer, old)
+    if measured.failed:
+        raise typer.Exit(1)
 
 
-def _measure(area: str) -> tuple[list[Figure], dict[str, str]]:
-    """Return the figures of every part, and why parts could not be measured."""
+@dataclass
+class _Measured:
+    """The figures of all parts, and why parts have none: missing things, and errors."""
+
+    figures: list[Figure] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def _measure(area: str) -> _Measured:
+    """Measure every part, whatever becomes of the others."""
     from pipert.bench.figure import Unavailable
 
     parts = importlib.import_module(f"pipert.bench.{area}").PARTS
-    figures: list[Figure] = []
-    unavailable = {}
+    measured = _Measured()
     with Console(stderr=True).status("") as status:
         for name, measure in parts.items():
             status.update(f"measuring: {name.replace('_', ' ')}")
             try:
-                figures += measure()
+                measured.figures += measure()
             except Unavailable as reason:
-                unavailable[name] = str(reason)
-    return figures, unavailable
+                measured.unavailable[name] = str(reason)
+            except Exception as error:
+                if os.environ.get("PIPERT_DEBUG"):
+                    raise
+                measured.failed[name] = f"{type(error).__name__}: {error}"
+    return measured
 
 
-def _result(figures: list[Figure], unavailable: dict[str, str], old: Old | None) -> dict[str, Any]:
+def _result(measured: _Measured, old: Old | None) -> dict[str, Any]:
     from pipert.bench import compare
     from pipert.bench.figure import as_json
 
-    rows = as_json(figures)
+    rows = as_json(measured.figures)
+    result = {"figures": rows, "unavailable": measured.unavailable, "failed": measured.failed}
     if old is None:
-        return {"figures": rows, "unavailable": unavailable}
-    for row, (was, verdict) in zip(rows, compare.verdicts(figures, old).values(), strict=True):
+        return result
+    for row, (was, verdict) in zip(rows, compare.verdicts(measured.figures, old).values(), strict=True):
         row |= {"was": was, "verdict": verdict}
-    gone = compare.missing(figures, old)
-    return {"figures": rows, "unavailable": unavailable, "compared_with": str(old.path), "gone": gone}
+    return {**result, "compared_with": str(old.path), "gone": compare.missing(measured.figures, old)}
 
 
-def _show(figures: list[Figure], unavailable: dict[str, str], peer: str | None, old: Old | None) -> None:
+def _show(measured: _Measured, peer: str | None, old: Old | None) -> None:
     from pipert.bench import compare
     from pipert.bench.figure import as_table
 
     console = Console(highlight=False)
-    console.print(as_table(figures, None if old is None else compare.verdicts(figures, old)))
-    for name, reason in unavailable.items():
-        console.print(f"[yellow]not measured:[/] {name.replace('_', ' ')}: {escape(reason)}", soft_wrap=True)
+    verdicts = None if old is None else compare.verdicts(measured.figures, old)
+    console.print(as_table(measured.figures, verdicts))
     if peer is not None:
         console.print(f"peer: {peer}")
-    if old is not None:
-        for name in compare.missing(figures, old):
-            console.print(f"[yellow]gone:[/] {escape(name)}", soft_wrap=True)
+    gone = [] if old is None else compare.missing(measured.figures, old)
+    lines = [
+        *(("yellow", "gone", name) for name in gone),
+        *(("yellow", f"not measured: {name.replace('_', ' ')}", why) for name, why in measured.unavailable.items()),
+        *(("red", f"failed: {name.replace('_', ' ')}", why) for name, why in measured.failed.items()),
+    ]
+    for colour, what, text in lines:
+        console.print(f"[{colour}]{what}:[/] {escape(text)}", soft_wrap=True)
 
 
 def _in_folder(path: Path, file_name: str) -> Path:

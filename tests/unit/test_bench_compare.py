@@ -114,6 +114,7 @@ def test_the_command_stores_by_machine_compares_and_tells_what_is_missing(tmp_pa
     assert path.name == f"planner_{stored['machine']['cores']}_cores.json"
     assert stored["unavailable"] == {"other": "no such tool"}
     assert stored["machine"]["gpu"] is None
+    assert stored["failed"] == {}
     value[:] = [20.0, 20.0, 20.0]
     run = CliRunner().invoke(app, ["bench", "planner", "--compare", str(tmp_path), "--json"])
     compared = json.loads(run.stdout)
@@ -121,6 +122,19 @@ def test_the_command_stores_by_machine_compares_and_tells_what_is_missing(tmp_pa
     assert (compared["figures"][0]["was"], compared["figures"][0]["verdict"]) == (10.0, "slower")
     run = CliRunner().invoke(app, ["bench", "planner", "--compare", str(path)])
     assert "slower" in run.stdout
+
+
+def test_a_part_that_fails_is_told_after_the_others(tmp_path, monkeypatch):
+    def failing():
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(planner, "PARTS", {"one": failing, "other": lambda: [Figure("plan", "s", 1.0)]})
+    run = CliRunner().invoke(app, ["bench", "planner", "-o", str(tmp_path / "new.json")])
+    assert run.exit_code == 1
+    assert "failed: one: RuntimeError: the device is lost" in run.stdout
+    stored = json.loads((tmp_path / "new.json").read_text())
+    assert [figure["name"] for figure in stored["figures"]] == ["plan"]
+    assert stored["failed"] == {"one": "RuntimeError: the device is lost"}
 
 
 SMI = """#!/bin/sh
@@ -143,7 +157,8 @@ def test_the_gpu_stands_in_the_machine(tmp_path, monkeypatch):
     assert found["gpu"]["max_sm_mhz"] == 1980.0
     assert {"driver_cuda", "torch_cuda"} <= set(found["gpu"])
     assert machine.gpu_state() == {"sm_mhz": 345.0, "memory_mhz": 2619.0, "power_w": None, "temperature_c": 31.0}
-    assert machine.label(found) == "h200"
+    assert machine.label(found, on_gpu=True) == "h200"
+    assert machine.label(found, on_gpu=False) == f"{found['cores']}_cores"
     states = machine.with_states(found, {"sm_mhz": 1980.0})["gpu"]
     assert (states["before"], states["after"]) == ({"sm_mhz": 1980.0}, machine.gpu_state())
     smi.write_text("#!/bin/sh\nexit 9\n")
