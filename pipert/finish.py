@@ -88,9 +88,14 @@ class Finish:
         self._check()
 
     @property
+    def steps_optimizer(self) -> bool:
+        """Whether the end of a step steps an optimizer."""
+        return self._optimizer is not None
+
+    @property
     def judges(self) -> bool:
         """Whether the end of a step looks at what was computed: it steps an optimizer, or meets other processes."""
-        return self._optimizer is not None or self._group is not None
+        return self.steps_optimizer or self._group is not None
 
     def connect(self) -> None:
         """Learn which parameters the other ranks have. Collective; before the first :meth:`__call__`.

@@ -1,5 +1,7 @@
+#include <cstring>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -7,6 +9,7 @@
 #include "bindings/executor_binding.h"
 #include "bindings/python_interrupt.h"
 #include "executor/stream_executor.h"
+#include "transport/nccl/nccl_communicator.h"
 
 namespace py = pybind11;
 
@@ -18,13 +21,25 @@ cuda::StreamView stream_of(size_t handle) { return cuda::StreamView(reinterpret_
 DeviceTransport transport_of(const std::string& name) {
   if (name == "local") return DeviceTransport::kLocal;
   if (name == "ipc") return DeviceTransport::kIpc;
-  throw ConfigError("there is no transport '" + name + "' through device memory; there is local, ipc");
+  if (name == "nccl") return DeviceTransport::kNccl;
+  throw ConfigError("there is no transport '" + name + "' through device memory; there is local, ipc, nccl");
 }
 
 std::shared_ptr<DeviceChannels> connect(const std::shared_ptr<Channels>& host, const std::string& transport, int device,
-                                        int64_t timeout_ms) {
+                                        int64_t timeout_ms, const std::vector<py::bytes>& nccl_ids) {
+  std::vector<nccl::UniqueId> ids(nccl_ids.size());
+  for (size_t edge = 0; edge < ids.size(); ++edge) {
+    const std::string_view bytes = nccl_ids[edge];
+    if (bytes.size() != sizeof(nccl::UniqueId)) throw ConfigError("an NCCL id has another size");
+    std::memcpy(ids[edge].bytes, bytes.data(), bytes.size());
+  }
   const py::gil_scoped_release release;
-  return std::make_shared<DeviceChannels>(host, transport_of(transport), device, timeout_ms, python_interrupt());
+  return std::make_shared<DeviceChannels>(host, transport_of(transport), device, timeout_ms, python_interrupt(), ids);
+}
+
+py::bytes new_nccl_id() {
+  const nccl::UniqueId id = make_nccl_unique_id();
+  return {id.bytes, sizeof id.bytes};
 }
 
 class PyStreamExecutor : public ExecutorBinding<StreamExecutor> {
@@ -85,9 +100,12 @@ void bind_stream_executor(py::module_& m) {
   py::class_<DeviceChannels, std::shared_ptr<DeviceChannels>>(
       m, "DeviceChannels", "The edges of a plan, where messages lie in device memory.")
       .def(py::init(&connect), py::arg("host"), py::arg("transport"), py::arg("device"), py::arg("timeout_ms"),
+           py::arg("nccl_ids") = std::vector<py::bytes>{},
            "`host`: channels of the same ranks, made with for_device=True. `transport`: 'local' (all ranks in this "
-           "process) or 'ipc' (processes of one machine). Blocks, without the GIL, until every edge between processes "
-           "has carried bytes. Raises CudaError, TransportError, PeerLost.");
+           "process), 'ipc' (processes of one machine) or 'nccl' (with an id for each edge of `host`, made at its "
+           "source, if the ranks are processes). Blocks, without the GIL, until every edge between processes has "
+           "carried bytes. Raises CudaError, TransportError, PeerLost.");
+  m.def("nccl_id", &new_nccl_id, "What the two ends of an edge connect with over NCCL. Raises TransportError.");
   py::class_<PyStreamExecutor>(m, "StreamExecutor",
                                "A plan whose lanes are CUDA streams: made once, stepped many times.",
                                py::custom_type_setup(&make_collectable<PyStreamExecutor>))

@@ -120,7 +120,9 @@ class StreamExecutor {
   cuda::EventView end_of(int32_t entry) const noexcept;
   int64_t host_time_of_beginning();
   TraceRecord record_of(int32_t entry, int64_t began_ns) const;
+  void await_device(cuda::EventView event, ComputeHost& host);
   std::string first_unfinished() const;
+  std::string overdue() const;
   void fail(FailureKind kind, int32_t culprit, const std::string& text);
   [[noreturn]] void throw_failure() const {
     pipert::throw_failure(channels_->host().failure().failure(), *plan_, progress_);

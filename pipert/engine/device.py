@@ -124,7 +124,7 @@ def device_of(stages: dict[Replica, StageProtocol]) -> Device:
     """Return where the parameters and buffers of all stages lie: the host's memory if there are none.
 
     Raises:
-        ConfigError: they lie in several places, or on a device that is neither a CPU nor CUDA.
+        ConfigError: they lie in several places, on a device that is neither a CPU nor CUDA, or not on the current one.
     """
     first: tuple[str, torch.device] | None = None
     for (_, stage), name, tensor in _tensors(stages):
@@ -136,7 +136,13 @@ def device_of(stages: dict[Replica, StageProtocol]) -> Device:
         return HostDevice()
     if first[1].type != "cuda":
         raise ConfigError(f"{first[0]} is on {first[1]}; stages live on the CPU or on a CUDA device")
-    return CudaDevice(first[1].index)
+    index = first[1].index
+    if index != torch.cuda.current_device():
+        raise ConfigError(
+            f"{first[0]} is on {first[1]}, but the current device is cuda:{torch.cuda.current_device()}; call "
+            f"torch.cuda.set_device({index}) before anything else"
+        )
+    return CudaDevice(index)
 
 
 def _tensors(stages: dict[Replica, StageProtocol]) -> Iterable[tuple[Replica, str, Tensor]]:

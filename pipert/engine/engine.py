@@ -75,8 +75,8 @@ class Engine:
         loss_reduction: ``"microbatch"``, the mean of the microbatches' losses, or ``"token"``, the mean over tokens.
         seed: of the random numbers.
         timeout_ms: the longest wait for another rank, and for the device to finish a step.
-        transport: ``"local"`` (all ranks in this process), ``"shm"`` (host memory) or ``"ipc"`` (CUDA devices of one
-            machine); by default the one that fits.
+        transport: ``"local"`` (all ranks in this process), ``"shm"`` (host memory), ``"ipc"`` (CUDA devices of one
+            machine: copy engines move the data) or ``"nccl"``; by default the first that fits.
         cuda_graph: True captures a whole step of this process, after two that run as usual, and launches it from then
             on; ``"op"`` captures each compute op, so that the engine sequences graphs without Python between them.
             Shapes of microbatches must stay; random numbers of a captured step are seeded per step, not per op, and
@@ -123,6 +123,7 @@ class Engine:
         self._loss_reduction = loss_reduction
         self._num_tokens: Tensor | None = None
         self._closed: str | None = None
+        self._accumulated = False
         self._runners: dict[bool, Runner] = {}
         self._speculation: Speculation | None = None
         tied = [tuple(tie) for tie in tied]
@@ -160,6 +161,7 @@ class Engine:
         self._finish.connect()
         self._settings = Settings(
             self._ranks,
+            process_group,
             session,
             self._device,
             transport or "",
@@ -217,6 +219,7 @@ class Engine:
         if not accumulate and self._speculation is None:
             num_tokens, self._num_tokens = self._num_tokens, None
             norm = self._finish(step, num_tokens, per_token=self._loss_reduction == "token")
+        self._accumulated = accumulate
         return self._profiling.keep(self._result(runner, step, loss, per_microbatch, norm))
 
     def eval_step(self, inputs: Any = None, targets: Any = None) -> StepResult:
@@ -369,6 +372,8 @@ class Engine:
                 error.args = (f"{error}; this rank's lanes are in {self.dump()}",)
             except OSError as reason:
                 error.args = (f"{error}; where this rank's lanes stood could not be written: {reason}",)
+        if self._finish.steps_optimizer and not self._accumulated:
+            self._finish.drop_gradients()  # those of a part of a step are of no use to whoever goes on
         self._closed = f"step {self.num_steps} ended this engine ({type(error).__name__}: {error}); make a new one"
         runner.discard()
         self._stop()

@@ -17,6 +17,7 @@ from pipert.engine.routes import Route, compute_ops, has_backward, rank_transfer
 from pipert.engine.speculation import RankPorts, Speculation
 from pipert.numerics import LossReduction, MicrobatchLoss
 from pipert.ops import OpKind, Scope
+from pipert.rendezvous import Group
 from pipert.replicas import Replica
 from pipert.stages import Stage, StageProtocol, Tensors
 
@@ -31,7 +32,8 @@ class Settings:
 
     Attributes:
         ranks: the ranks in this process.
-        session: names the memory that the ranks' processes share; None if all ranks live in this process.
+        group: the ranks' process group, and
+        session: what names the memory that they share; None if all ranks live in this process.
         device: where the stages' tensors lie.
         transport: how messages travel.
         trace: whether to record, on a CUDA device, when every op begins and ends.
@@ -45,6 +47,7 @@ class Settings:
     """
 
     ranks: tuple[int, ...]
+    group: Group | None
     session: str | None
     device: Device
     transport: str
