@@ -23,7 +23,7 @@ class BarePlan:
     Args:
         plan: what to run.
         device: where.
-        transport: ``"local"`` or ``"ipc"``.
+        transport: ``"local"`` or ``"ipc"``; or ``"nccl"``, if there is one process.
         message: gives what a SEND sends, in device memory that stays; those of other processes, too, to check what
             came.
         rank: of this process; None if it is all of them.

@@ -14,8 +14,9 @@ def _under_mps() -> list[Figure]:
 
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {
-    "local": pair.local,
-    "ipc": pair.ipc,
+    "local": lambda: pair.in_one_process("local"),
+    "ipc": lambda: pair.in_one_process("ipc"),
+    "nccl": pair.nccl,
     "beside_a_gemm": gemm.measure,
     "ipc_two_processes": lambda: worker.measure("pair_ipc", 2),
     "ipc_two_processes_mps": _under_mps,

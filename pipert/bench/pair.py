@@ -6,7 +6,6 @@ once, one after another on their lane.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +15,9 @@ import pipert
 from pipert import _core
 from pipert.bench import gpu
 from pipert.bench.bare_plan import BarePlan
-from pipert.bench.figure import Figure
+from pipert.bench.figure import Figure, Unavailable
 from pipert.engine.device import CudaDevice
+from pipert.errors import TransportError
 from pipert.ir import Op, Program
 from pipert.ops import OpKind
 from pipert.plan import Plan
@@ -57,7 +57,7 @@ class Pair:
 
     Attributes:
         device: both ranks' device.
-        transport: ``"local"`` or ``"ipc"``.
+        transport: ``"local"``, ``"ipc"`` or ``"nccl"``.
         name: what the figures are called after.
         where: one process or two, for the setting.
         rank: of this process; None if it is both.
@@ -176,5 +176,16 @@ def in_one_process(transport: str) -> list[Figure]:
     return measure(Pair(gpu.device(), transport, transport, "one process"))
 
 
-local = functools.partial(in_one_process, "local")
-ipc = functools.partial(in_one_process, "ipc")
+def nccl() -> list[Figure]:
+    """Measure NCCL from the device to itself, by its kernels.
+
+    Raises:
+        Unavailable: there is no NCCL.
+    """
+    device = gpu.device()
+    try:
+        _core.nccl_id()
+    except TransportError as error:
+        raise Unavailable(str(error)) from None
+    where = "one process, from the device to itself"
+    return measure(Pair(device, "nccl", "nccl", where, barred=False))

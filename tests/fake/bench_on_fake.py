@@ -12,11 +12,13 @@ import sys
 
 import as_cuda
 
-as_cuda.install()
+from build import fake_nccl
+
+os.environ.setdefault("PIPERT_NCCL", str(fake_nccl()))
+DEVICE = as_cuda.install()
 
 from pipert.bench import compute_op, copy, driver_calls, gpu, native_op, pair, worker  # noqa: E402
 from pipert.bench.figure import as_json  # noqa: E402
-from pipert.engine import engine  # noqa: E402
 
 SMALL = {
     compute_op: {"NUM_MICROBATCHES": 2, "ROUNDS": 2, "STEPS_A_ROUND": 1},
@@ -35,8 +37,7 @@ SMALL = {
 
 
 def install():
-    device = engine.device_of({})
-    gpu.device = lambda: device
+    gpu.device = lambda: DEVICE
     for module, sizes in SMALL.items():
         for name, value in sizes.items():
             assert hasattr(module, name)
