@@ -11,7 +11,7 @@ import weakref
 
 import torch
 
-from build import fake_cuda
+from build import fake_cuda, fake_nccl
 from pipert.engine import engine, graphed, lanes
 from pipert.engine.device import CudaDevice
 
@@ -105,9 +105,13 @@ class FakeDeviceLanes(lanes.DeviceLanes):
         self._cuda.synchronize()  # what is freed now is used again at once, not in the order of a stream
 
 
-def install():
-    """From now on, for every engine that is made in this process."""
+def install(transport=None):
+    """From now on, for every engine that is made in this process; ``transport`` is what they use by default."""
     os.environ.setdefault("PIPERT_LIBCUDA", str(fake_cuda()))
+    if transport is not None:
+        os.environ.setdefault("PIPERT_NCCL", str(fake_nccl()))
+        choose = engine.choose_transport
+        engine.choose_transport = lambda asked, **place: choose(asked or transport, **place)
     device = FakeDevice()
     engine.device_of = lambda stages: device
     lanes.DeviceLanes = graphed.DeviceLanes = FakeDeviceLanes

@@ -1,5 +1,9 @@
-"""Runs a script on the stand-in for a CUDA device: ``run_as_cuda.py SCRIPT [ARGUMENT...]``, or ``-m MODULE ...``."""
+"""Runs a script on the stand-in for a CUDA device: ``run_as_cuda.py SCRIPT [ARGUMENT...]``, or ``-m MODULE ...``.
 
+The environment variable PIPERT_TEST_TRANSPORT names the transport of engines that ask for none.
+"""
+
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -7,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import as_cuda
 
-as_cuda.install()
+as_cuda.install(os.environ.get("PIPERT_TEST_TRANSPORT"))
 _, script, *arguments = sys.argv
 if script == "-m":
     module, *arguments = arguments

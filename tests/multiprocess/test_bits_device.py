@@ -25,17 +25,36 @@ def run(*command, **environment):
     return result.stdout
 
 
-@pytest.mark.parametrize(("weather", "chosen"), [(JITTER, ""), (ONE_QUEUE, "zb-v or interleaved or two-way")])
-def test_all_ranks_in_one_process(weather, chosen):
+SOME = "zb-v or interleaved or two-way"
+
+
+@pytest.mark.parametrize(
+    ("weather", "transport", "chosen"),
+    [(JITTER, "local", ""), (ONE_QUEUE, "local", SOME), (JITTER, "ipc", SOME), (JITTER, "nccl", SOME)],
+)
+def test_all_ranks_in_one_process(weather, transport, chosen):
     tests = HERE / "test_bits_one_process.py"
-    assert " passed" in run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests, "-k", chosen, **weather)
+    assert " passed" in run(
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        tests,
+        "-k",
+        chosen,
+        **weather,
+        PIPERT_TEST_TRANSPORT=transport,
+    )
 
 
+@pytest.mark.parametrize("transport", ["ipc", "nccl"])
 @pytest.mark.parametrize("weather", [JITTER, ONE_QUEUE])
-def test_a_process_per_rank(weather):
+def test_a_process_per_rank(weather, transport):
     schedules = ["1f1b", "zb-v", "interleaved", "dualpipe", "two-way"]
     script = [*RUN, str(HERE / "rank_bits.py"), *schedules]
-    environment = {**os.environ, **weather}
+    environment = {**os.environ, **weather, "PIPERT_TEST_TRANSPORT": transport}
     code = f"import sys; from pipert import launch; sys.exit(launch.run({script!r}, 3))"
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=110)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
