@@ -12,10 +12,7 @@ import sys
 
 import as_cuda
 
-from build import fake_nccl
-
-os.environ.setdefault("PIPERT_NCCL", str(fake_nccl()))
-DEVICE = as_cuda.install()
+DEVICE = as_cuda.install("local")  # with an NCCL, too
 
 from pipert.bench import compute_op, copy, driver_calls, gpu, native_op, pair, worker  # noqa: E402
 from pipert.bench.figure import as_json  # noqa: E402
