@@ -84,10 +84,8 @@ void Watchdog::look() {
     }
   } catch (const Error& error) {
     end_ = {};
-    channels_.host().fail({.kind = FailureKind::kTransport,
-                           .rank = channels_.host().rank(),
-                           .op = {},
-                           .text = error.what()});
+    channels_.host().fail(
+        {.kind = FailureKind::kTransport, .rank = channels_.host().rank(), .op = {}, .text = error.what()});
   }
 }
 

@@ -1,4 +1,4 @@
-// A captured graph that can be launched.
+// Captured graphs.
 #pragma once
 
 #include <utility>
@@ -7,6 +7,22 @@
 
 namespace pipert::cuda {
 
+class Graph {
+ public:
+  // Takes over what a capture has ended with.
+  explicit Graph(GraphHandle* handle) noexcept : handle_(handle) {}
+  Graph(Graph&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Graph& operator=(Graph&&) = delete;
+  ~Graph() {
+    if (handle_ != nullptr) PIPERT_CUDA_REPORT(graph_destroy(handle_));
+  }
+  GraphHandle* get() const noexcept { return handle_; }
+
+ private:
+  GraphHandle* handle_ = nullptr;
+};
+
+// A graph that can be launched.
 class GraphExec {
  public:
   // The graph itself may go afterwards.
