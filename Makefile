@@ -24,7 +24,7 @@ FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIPERT_BUILD_DIR := $(CURDIR)/build/extension
 
-.PHONY: help setup run test bars bench lint format gpu native-test tsan fuzz clean FORCE
+.PHONY: help setup run test bars bench lint format gpu gpu-test gpu-bench native-test tsan fuzz clean FORCE
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -56,8 +56,14 @@ format: $(READY)  ## rewrite the sources as `make lint` wants them
 	ruff check --fix .
 	clang-format -i $(CXX_FILES)
 
-gpu:  ## build with CUDA and run tests/gpu, with the Python that is there: no .venv, no network
+gpu:  ## on a machine with a GPU: build, test, train, measure; with the Python that is there: no .venv, no network
 	$(PYTHON) profiles/gpu_check.py
+
+gpu-test:  ## the part of it that tests
+	$(PYTHON) profiles/gpu_check.py test
+
+gpu-bench:  ## the part of it that measures
+	$(PYTHON) profiles/gpu_check.py bench
 
 native-test: $(READY)  ## the C++ tests alone
 	$(CMAKE_TESTS) -B build/native

@@ -175,6 +175,10 @@ class Finish:
         """List this process's parameters that require grad."""
         return list(self._here.values())
 
+    def here(self, norm: Tensor) -> Tensor:
+        """Return ``norm`` where this process's parameters are: the arithmetic of a device is its own."""
+        return norm.to(next((parameter.device for parameter in self._here.values()), norm.device))
+
     def norms_of(self, rank: int) -> list[Tensor]:
         """Return the norms of the parameters of ``rank``, which is here, in model order; there are no copies."""
         return [gradient_norm(self._here[copy]) for (copy,) in self._parameters if copy.rank == rank]
@@ -229,8 +233,4 @@ class Finish:
             row[0], row[1] = norm.double(), norm.dtype == torch.float64
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(parts, mine, group=self._group)
-        return [iter(self._here_again(row[0] if row[1] else row[0].float()) for row in part) for part in parts]
-
-    def _here_again(self, norm: Tensor) -> Tensor:
-        """Return ``norm`` where this process's parameters are: the arithmetic of a device is its own."""
-        return norm.to(next((parameter.device for parameter in self._here.values()), norm.device))
+        return [iter(self.here(row[0] if row[1] else row[0].float()) for row in part) for part in parts]

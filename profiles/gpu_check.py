@@ -1,107 +1,134 @@
-"""`make gpu`: build with CUDA in place, run tests/gpu, print a short table last, write $OUT/gpu.json.
+"""`make gpu`: build with CUDA in place, test, train and measure on the GPU, and print a short table last.
 
-It uses the Python that runs it: no virtual environment, no network. Whatever is missing is a failed row.
+It uses the Python that runs it: no virtual environment, no network. Whatever is missing is a failed row, and the steps
+after it are tried all the same. Results go to $OUT (build/gpu): gpu.json, gpu.log, bench-*.json, pictures, a timeline.
+
+    python profiles/gpu_check.py [all|test|bench]
+    python profiles/gpu_check.py --record FOLDER      file such results under profiles/results
 """
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import json
 import os
-import pathlib
-import shutil
-import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-OUT = pathlib.Path(os.environ.get("OUT", ROOT / "build" / "gpu"))
+from gpucheck import machine
+from gpucheck.benching import bench
+from gpucheck.building import build
+from gpucheck.place import ROOT, Place
+from gpucheck.plots import NAME, draw
+from gpucheck.record import RecordError, record
+from gpucheck.rows import Row, table
+from gpucheck.sanitizing import sanitize
+from gpucheck.testing import run_tests
+from gpucheck.training import train
+
+LIMIT_S = 520.0
+"""Of everything together."""
+MOST_LOG_CHARS = 8_000_000
+FILES = ("gpu.json", "gpu.log", "bench-*.json", NAME, "train-trace.json", "train-timeline.html")
+"""What is left in the folder for results: never more than eight."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table; `seconds` is 0 where nothing was timed."""
+class Step:
+    """A part of the check, the longest that it may take, and what the steps before it must leave it."""
 
-    name: str
-    passed: bool
-    detail: str = ""
-    seconds: float = 0.0
+    run: Callable[[Place], list[Row]]
+    limit_s: float
+    least_s: float
 
 
-def tools() -> list[Row]:
-    """Whether each thing that the build and the tests need is there."""
-    rows = []
-    for program in ("nvcc", "cmake", "nvidia-smi"):
-        path = shutil.which(program)
-        rows.append(Row(program, path is not None, path or "not on PATH"))
-    for module in ("pybind11", "pytest", "torch"):
-        found = importlib.util.find_spec(module) is not None
-        rows.append(Row(module, found, "" if found else f"{sys.executable} has no {module}"))
+def pictures(place: Place) -> list[Row]:
+    """Draw what was measured."""
+    begin = time.monotonic()
+    name = draw(place.out, place.results)
+    return [Row("pictures", name is not None, name or "nothing was measured", time.monotonic() - begin)]
+
+
+STEPS = {
+    "tools": Step(lambda place: machine.tools(), 20, 5),
+    "build": Step(build, 150, 60),
+    "tests": Step(run_tests, 190, 90),
+    "training": Step(train, 130, 70),
+    "benchmarks": Step(bench, 210, 100),
+    "sanitizer": Step(sanitize, 90, 40),
+    "pictures": Step(pictures, 30, 10),
+}
+PARTS = {
+    "all": tuple(STEPS),
+    "test": ("tools", "build", "tests", "sanitizer"),
+    "bench": ("tools", "build", "benchmarks", "pictures"),
+}
+
+
+def run_steps(names: tuple[str, ...], place: Place, end: float) -> list[Row]:
+    """Run the steps, each within its own limit and so that all have ended by ``end``; return their rows."""
+    rows: list[Row] = []
+    for index, name in enumerate(names):
+        step, begin = STEPS[name], time.monotonic()
+        place.deadline = min(begin + step.limit_s, end - sum(STEPS[later].least_s for later in names[index + 1 :]))
+        print(f"{name} …", flush=True)
+        try:
+            rows += step.run(place)
+        except Exception as error:
+            rows.append(Row(name, False, f"{type(error).__name__}: {error}", time.monotonic() - begin))
     return rows
 
 
-def last_line(text: str) -> str:
-    """Return the last line that says something, cut to a table's width."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:100] if lines else ""
-
-
-def build() -> Row:
-    """Build pipert/_core with CUDA, in place."""
-    start = time.monotonic()
-    environment = {**os.environ, "PIPERT_CUDA": "ON", "PIPERT_BUILD_DIR": str(ROOT / "build" / "gpu-extension")}
-    result = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        capture_output=True,
-    )
-    if result.returncode:
-        print(result.stdout, result.stderr, sep="\n")
-    detail = "" if result.returncode == 0 else last_line(result.stderr)
-    return Row("build", result.returncode == 0, detail, time.monotonic() - start)
-
-
-def run_tests() -> list[Row]:
-    """Run tests/gpu; one row a test, and one if pytest itself failed."""
-    report = OUT / "gpu-tests.xml"
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", f"--junitxml={report}"]
-    status = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode
-    rows = []
-    for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
-        faults = [child for child in case if child.tag in ("failure", "error", "skipped")]
-        detail = last_line(faults[0].get("message", "").partition("\n")[0]) if faults else ""
-        rows.append(Row(case.get("name", "?"), not faults, detail, float(case.get("time", 0))))
-    if status != 0 and all(row.passed for row in rows):
-        rows.append(Row("pytest", False, f"exit status {status}"))
-    return rows
-
-
-def show(rows: list[Row]) -> None:
-    """Print the table and its verdict, the last thing on the terminal."""
-    width = max(len(row.name) for row in rows)
-    print()
-    for row in rows:
-        print(f"{'ok  ' if row.passed else 'FAIL'}  {row.name:<{width}}  {row.seconds:6.1f} s  {row.detail}".rstrip())
-    failed = sum(not row.passed for row in rows)
-    print(f"{len(rows) - failed} ok, {failed} failed; {OUT / 'gpu.json'}")
-
-
-def main() -> int:
-    """Run everything that can be run; 0 if every row passed."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    rows = tools()
-    if all(row.passed for row in rows):
-        rows.append(build())
-        if rows[-1].passed:
-            rows += run_tests()
-    (OUT / "gpu.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    show(rows)
+def check(part: str, out: Path) -> int:
+    """Run everything of a part that can be run; 0 if every row passed."""
+    begin = time.monotonic()
+    work = ROOT / "build" / "gpu-work"
+    for folder in (out, work):
+        folder.mkdir(parents=True, exist_ok=True)
+    for file in [file for pattern in FILES for file in out.glob(pattern)]:
+        file.unlink()  # of an earlier check
+    with (work / "gpu.log").open("w") as log:
+        place = Place(out, work, begin + LIMIT_S, log)
+        place.results |= {
+            "format": "pipert-gpu-check",
+            "command": [Path(sys.executable).name, *sys.argv],
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "commit": machine.commit(),
+            "sources": machine.sources_digest(),
+            "machine": machine.describe(),
+        }
+        rows = run_steps(PARTS[part], place, begin + LIMIT_S)
+    (out / "gpu.log").write_text((work / "gpu.log").read_text()[-MOST_LOG_CHARS:])
+    report = place.results | {
+        "gpu_afterwards": machine.gpu(),
+        "seconds": time.monotonic() - begin,
+        "rows": [asdict(row) for row in rows],
+        "files": sorted(file.name for pattern in FILES for file in out.glob(pattern)),
+    }
+    (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\n{table(rows)}; {time.monotonic() - begin:.0f} s; {out / 'gpu.json'}, {out / 'gpu.log'}")
     return 0 if all(row.passed for row in rows) else 1
 
 
-sys.exit(main())
+def main() -> int:
+    """Read the command line, and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=tuple(PARTS), default="all")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="file the results in FOLDER; runs nothing")
+    arguments = parser.parse_args()
+    if arguments.record is None:
+        return check(arguments.part, Path(os.environ.get("OUT", ROOT / "build" / "gpu")).resolve())
+    try:
+        for file in record(arguments.record):
+            print(file.relative_to(ROOT))
+    except RecordError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

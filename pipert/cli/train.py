@@ -82,6 +82,9 @@ def train(
     positions: Annotated[str, _option("rotary or learned.", _MODEL)] = "rotary",
     tied: Annotated[bool, _option("Share the embedding with the output layer.", _MODEL, "--tied/--untied")] = True,
     dtype: Annotated[str, _option("fp32, or bf16 with fp32 main gradients and master weights.", _MODEL)] = "fp32",
+    device: Annotated[
+        str, _option("cpu, or cuda: the ranks take the machine's GPUs in turns, several may share one.", _MODEL)
+    ] = "cpu",
     steps: Annotated[int | None, _option("Steps in all.", _TRAINING, show_default="100; 10 with --timed")] = None,
     batch_size: Annotated[int, _option("Sequences per microbatch.", _TRAINING)] = 2,
     seed: Annotated[int, _option("Of the weights and the batches.", _TRAINING)] = 0,
@@ -128,6 +131,7 @@ def train(
     pipert train --schedule 1f1b --ranks 2 --data book.txt
     pipert train --schedule zb-h1 --timed F=20,I=20,W=20
     pipert train --profile-layers layers.csv             what `pipert tune` wants
+    pipert train --device cuda --one-process --dtype bf16 --dim 1024
     torchrun --nproc-per-node 4 -m pipert train --steps 500 --save out
     """  # noqa: D301
     config = TrainConfig(
@@ -148,6 +152,7 @@ def train(
         warmup=warmup,
         clip=clip,
         dtype=dtype,
+        device=device,
         recompute=recompute,
         post_validation=post_validation,
         batch_weight_grads=batch_weight_grads,
@@ -176,6 +181,8 @@ def _profile_layers(config: TrainConfig, file: Path) -> None:
     from pipert.train.profile_layers import NUM_ROUNDS, profile_layers
     from pipert.tune import dump_profile
 
+    if config.device != "cpu":
+        raise ConfigError("--profile-layers takes CPU times: leave out --device")
     with progress_bar("timing layers", NUM_ROUNDS) as advance:
         layers = profile_layers(config, advance)
     inputs.write(file, dump_profile(layers))

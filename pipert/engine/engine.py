@@ -251,7 +251,7 @@ class Engine:
         total = self._speculation.total
         if self._group is not None:
             with talking(self._rank, self.num_steps):
-                total = share_total(total, self._ranks[0], self.plan.num_ranks, self._group)
+                total = self._finish.here(share_total(total, self._ranks[0], self.plan.num_ranks, self._group))
         self._speculation.settle(total)
         self._raise_failure()
         return total

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipert.errors import ConfigError
+from pipert.train.device import DEVICES
 
 VOCAB_SIZE = 256  # the model reads bytes
 DEFAULT_LAYERS = 8
@@ -46,6 +47,7 @@ class TrainConfig:
     made from costs.
     ``batch_size`` counts the sequences of one microbatch. ``ranks`` and ``microbatches`` are None where the plan file
     or torchrun decides. ``more_layers`` gives the model a layer for each stage of the plan where it has fewer.
+    ``device`` is one of ``DEVICES``; ranks of one machine take its CUDA devices in turns.
     ``timed`` are the costs that replace the model: their text (``F=8,I=8,W=8``, in ms), or the name of a TOML file.
     """
 
@@ -66,6 +68,7 @@ class TrainConfig:
     warmup: int = 10
     clip: float = 1.0
     dtype: str = "fp32"
+    device: str = "cpu"
     recompute: bool = False
     post_validation: bool = False
     batch_weight_grads: bool = False
@@ -92,10 +95,14 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be a positive number, not {getattr(self, name)}")
         if self.dtype not in ("fp32", "bf16"):
             raise ConfigError(f"dtype must be 'fp32' or 'bf16', not {self.dtype!r}")
+        if self.device not in DEVICES:
+            raise ConfigError(f"device must be 'cpu' or 'cuda', not {self.device!r}")
         if self.costs is not None and self.costs_file is not None:
             raise ConfigError("give --costs or --costs-file, not both")
         if self.timed is not None and (self.verify or self.save or self.resume):
             raise ConfigError("--timed trains nothing: leave out --verify, --save and --resume")
+        if self.timed is not None and self.device != "cpu":
+            raise ConfigError("--timed computes nothing: leave out --device")
         if self.batch_weight_grads and self.verify:
             raise ConfigError("--verify compares bits, which --batch-weight-grads does not keep: leave one out")
         if self.save_every and self.save is None:

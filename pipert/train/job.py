@@ -10,11 +10,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from pipert.costs import StageCosts
 from pipert.errors import PipertError
 from pipert.plan import Plan
+from pipert.replicas import Replica
+from pipert.sim import Costs
 from pipert.trace import Report
+from pipert.trace.calibrate import calibrate
 from pipert.train import results, summary
 from pipert.train.config import TrainConfig
+from pipert.train.device import device_name, open_device
 from pipert.train.place import Place, joined, started_ranks
 from pipert.train.plans import fitted, make_plan, timed_costs
 from pipert.train.predict import measured_costs, predict, shared_cores
@@ -37,35 +42,43 @@ def run(config: TrainConfig, *, one_process: bool, console: Console) -> None:
     plan = make_plan(config, None if one_process else started_ranks())
     config = fitted(config, plan)
     steps = range(first_step(config), config.steps)
+    device = open_device(config.device, deterministic=config.verify)
     with joined(plan, one_process) as place:
-        work = _work(config, plan, place, steps.start)
+        work = _work(config, plan, place, steps.start, device)
         if not one_process:
             gc.freeze()  # what is there now stays: the collector need not walk it in every step, nor at the end
         try:
-            _Job(config, plan, steps, place, work, console).run()
+            _Job(config, plan, steps, place, device, work, console).run()
         finally:
             work.close()
 
 
-def _work(config: TrainConfig, plan: Plan, place: Place, first_step: int) -> Work:
+def _work(config: TrainConfig, plan: Plan, place: Place, first_step: int, device: torch.device) -> Work:
     costs = timed_costs(config)
     if costs is not None:
         return TimedWork(costs, plan, place)
-    return Training(config, plan, place, first_step)
+    return Training(config, plan, place, first_step, device)
 
 
 class _Job:
     """The loop over the steps; what only rank 0 does is marked by ``self._leads``."""
 
     def __init__(
-        self, config: TrainConfig, plan: Plan, steps: range, place: Place, work: Work, console: Console
+        self,
+        config: TrainConfig,
+        plan: Plan,
+        steps: range,
+        place: Place,
+        device: torch.device,
+        work: Work,
+        console: Console,
     ) -> None:
         self._config, self._plan, self._steps = config, plan, steps
-        self._place, self._work, self._console = place, work, console
+        self._place, self._device, self._work, self._console = place, device, work, console
         self._leads = place.rank == 0
         tokens = config.batch_size * plan.num_microbatches * config.model.seq_len
         self._monitor = Monitor(plan, 0 if config.timed else tokens)
-        self._reference = Reference(config, plan) if config.verify and self._leads else None
+        self._reference = Reference(config, plan, device) if config.verify and self._leads else None
         self._fault: str | None = None  # where the pipeline first differed from the reference; known to rank 0
 
     def run(self) -> None:
@@ -77,8 +90,9 @@ class _Job:
                 if self._leads:
                     display.update(step, self._monitor)
                 self._save(step + 1)
-        predicted = self._finish()
+        stage_costs = self._finish()
         if folder is not None:
+            predicted = predict(self._plan, self._costs(stage_costs), one_process=self._place.group is None)
             self._write(folder, predicted)
             self._judge(predicted)
 
@@ -101,22 +115,26 @@ class _Job:
             if self._leads:
                 self._console.print(f"saved {folder}", highlight=False)
 
-    def _finish(self) -> Report:
-        """Compare the parameters, and simulate the plan with what its ops cost."""
+    def _finish(self) -> list[dict[Replica, StageCosts]]:
+        """Compare the parameters; return what each process's ops cost, where it measured that."""
         gathered = self._place.gather((self._work.costs(), self._work.digests()))
         if self._reference is not None and self._fault is None:
             digests = [each for _, each in gathered]
             self._fault = compare_parameters(digests, self._reference.parameters())
-        costs = timed_costs(self._config)
-        if costs is None:
-            costs = measured_costs(self._plan, [each for each, _ in gathered], shared_cores(self._plan.num_ranks))
-        return predict(self._plan, costs, one_process=self._place.group is None)
+        return [costs for costs, _ in gathered]
+
+    def _costs(self, measured: list[dict[Replica, StageCosts]]) -> Costs:
+        """Return what the prediction is made from."""
+        if self._config.device != "cpu":
+            return calibrate(self._monitor.typical_report.trace)
+        return timed_costs(self._config) or measured_costs(self._plan, measured, shared_cores(self._plan.num_ranks))
 
     def _write(self, folder: Path, predicted: Report) -> None:
         monitor, plan = self._monitor, self._plan
         losses = monitor.losses
         figures = summary.Summary(
             schedule=plan.name,
+            device=device_name(self._device),
             num_ranks=plan.num_ranks,
             num_microbatches=plan.num_microbatches,
             num_steps=monitor.num_steps,
@@ -140,6 +158,9 @@ class _Job:
     def _caption(self) -> str:
         if self._config.timed is not None:
             return "predicted: simulated from the costs of --timed"
+        if self._config.device != "cpu":
+            text = "predicted: simulated from the median time of each stage's ops on the GPU, in one step of this run"
+            return f"{text}, one after another" if self._place.group is None else text
         text = "predicted: simulated from the median CPU time of each stage's ops in this run"
         if self._place.group is None:
             return f"{text}, one after another"

@@ -113,11 +113,19 @@ class GptStage(nn.Module):
         return x
 
 
-def build_stage(config: ModelConfig, num_stages: int, stage: int, *, seed: int, dtype: torch.dtype) -> GptStage:
-    """Return stage ``stage`` of the model, initialised from the seed."""
+def build_stage(
+    config: ModelConfig,
+    num_stages: int,
+    stage: int,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> GptStage:
+    """Return stage ``stage`` of the model, initialised from the seed (on the CPU), on ``device``."""
     module = GptStage(config, cut(config.num_layers, num_stages)[stage])
     initialise(module, seed, config.num_layers)
-    return module.to(dtype)
+    return module.to(device, dtype)
 
 
 def main_grad_dtype(dtype: torch.dtype) -> torch.dtype | None:

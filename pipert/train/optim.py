@@ -42,7 +42,7 @@ class AdamW(torch.optim.AdamW):
         super().__init__(groups, lr=lr, betas=(0.9, 0.95), fused=True)
         for master in self.masters.values():  # made now, so that a checkpoint can be loaded into it
             self.state[master] = {
-                "step": torch.zeros(()),
+                "step": torch.zeros((), device=master.device),
                 "exp_avg": torch.zeros_like(master),
                 "exp_avg_sq": torch.zeros_like(master),
             }

@@ -14,6 +14,7 @@ from pipert.ops import LaneKind, OpKind
 from pipert.plan import Plan
 from pipert.sources import Source
 from pipert.train.config import ModelConfig, TrainConfig
+from pipert.train.device import check_device
 from pipert.train.resume import first_step
 from pipert.train.text import load_text
 
@@ -102,8 +103,9 @@ def check(config: TrainConfig, plan: Plan) -> None:
     """Look at all else that a run needs, before its ranks are started.
 
     Raises:
-        ConfigError: the text, a folder, the checkpoint or the costs are not usable.
+        ConfigError: the device, the text, a folder, the checkpoint or the costs are not usable.
     """
+    check_device(config.device)
     for folder in (config.runs, config.save):
         if folder is not None:
             _make_writable(folder)

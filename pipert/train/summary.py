@@ -19,6 +19,7 @@ class Summary:
     """The figures of a run.
 
     Attributes:
+        device: where it was trained: the GPU's name, or ``"cpu"``.
         losses: one per step; empty where nothing was trained (``--timed``).
         bitwise_equal: whether every loss, gradient and final parameter had the reference's bits; None if not asked.
         step_time_ms: median over steps of the time from the first compute op of any rank to the last.
@@ -30,6 +31,7 @@ class Summary:
     """
 
     schedule: str
+    device: str
     num_ranks: int
     num_microbatches: int
     num_steps: int

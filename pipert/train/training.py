@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from pipert.costs import StageCosts
 from pipert.engine import Engine
 from pipert.plan import Plan
 from pipert.replicas import Replica
+from pipert.stages import Stage
 from pipert.train import checkpoint
 from pipert.train.clock import ClockedStage, clock_loss
 from pipert.train.config import TrainConfig
@@ -26,19 +29,20 @@ from pipert.train.work import StepNote
 class Training:
     """See Work. Made on every rank, because a checkpoint is loaded by all together."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, place: Place, first_step: int) -> None:
+    def __init__(self, config: TrainConfig, plan: Plan, place: Place, first_step: int, device: torch.device) -> None:
         num_stages, dtype = plan.num_stages, DTYPES[config.dtype]
         self._config = config
         modules = {
-            (rank, stage): build_stage(config.model, num_stages, stage, seed=config.seed, dtype=dtype)
+            (rank, stage): build_stage(config.model, num_stages, stage, seed=config.seed, dtype=dtype, device=device)
             for rank, stage in place.replicas
         }
         self._optimizer = AdamW(stage_parameters(modules), config.lr)
         if config.resume is not None:
             checkpoint.load(find(config.resume), self._optimizer)
         again, main_grad = recomputed_stages(plan), main_grad_dtype(dtype)
+        kind = ClockedStage if config.device == "cpu" else Stage  # on a GPU, ops end after the host is done with them
         self._stages = {
-            (rank, stage): ClockedStage(
+            (rank, stage): kind(
                 module,
                 recompute=stage in again,
                 main_grad_dtype=main_grad,
@@ -47,12 +51,16 @@ class Training:
             for (rank, stage), module in modules.items()
         }
         num_sequences = config.batch_size * plan.num_microbatches
-        self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed)
-        last = [stage for (_, index), stage in self._stages.items() if index == num_stages - 1]
+        self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed, device)
+        last = [
+            stage
+            for (_, index), stage in self._stages.items()
+            if index == num_stages - 1 and isinstance(stage, ClockedStage)
+        ]
         self._engine = Engine(
             plan,
             self._stages,
-            clock_loss(loss_fn, last),
+            clock_loss(loss_fn, last) if last else loss_fn,
             process_group=place.group,
             optimizer=self._optimizer,
             clip_norm=config.clip,
@@ -79,8 +87,12 @@ class Training:
         return StepNote(result.records, result.peak_activation_bytes, loss, bits)
 
     def costs(self) -> dict[Replica, StageCosts]:
-        """See Work. They are CPU times."""
-        return {replica: stage.costs() for replica, stage in self._stages.items() if stage.forward_end_ns}
+        """See Work. They are CPU times; on a GPU nothing is measured, the trace has all there is."""
+        return {
+            replica: stage.costs()
+            for replica, stage in self._stages.items()
+            if isinstance(stage, ClockedStage) and stage.forward_end_ns
+        }
 
     def digests(self) -> Digests:
         """See Work."""

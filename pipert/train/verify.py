@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pipert.plan import Plan
 from pipert.reference import reference_step
 from pipert.replicas import replicas
@@ -36,17 +38,19 @@ class StepBits:
 class Reference:
     """The reference run. It takes the same batches through the same optimizer, and nothing else from the pipeline."""
 
-    def __init__(self, config: TrainConfig, plan: Plan) -> None:
+    def __init__(self, config: TrainConfig, plan: Plan, device: torch.device) -> None:
         dtype = DTYPES[config.dtype]
         self._config = config
         self._plan = plan
         self._tied = tied_parameters(config.model, plan.num_stages)
         self._modules = {
-            (rank, stage): build_stage(config.model, plan.num_stages, stage, seed=config.seed, dtype=dtype)
+            (rank, stage): build_stage(
+                config.model, plan.num_stages, stage, seed=config.seed, dtype=dtype, device=device
+            )
             for rank, stage in replicas(plan, range(plan.num_ranks))
         }
         num_sequences = config.batch_size * plan.num_microbatches
-        self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed)
+        self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed, device)
         self._parameters = stage_parameters(self._modules)
         self._optimizer = AdamW(self._parameters, config.lr)
         if config.resume is not None:

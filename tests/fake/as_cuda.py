@@ -10,8 +10,8 @@ import os
 import weakref
 
 import torch
+from libraries import fake_cuda, fake_nccl
 
-from build import fake_cuda, fake_nccl
 from pipert.engine import engine, graphed, lanes
 from pipert.engine.device import CudaDevice
 

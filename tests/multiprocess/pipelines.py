@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from where import DEVICE
 
 import pipert
 from pipert import passes, schedules
@@ -144,8 +145,19 @@ def build(schedule: str, num_ranks: int, num_microbatches: int) -> Program:
     return PROGRAMS[key]
 
 
-def pipeline(case: str, schedule: str, num_ranks: int, *, num_microbatches: int | None = None) -> Pipeline:
+def pipeline(
+    case: str, schedule: str, num_ranks: int, *, num_microbatches: int | None = None, device: torch.device = DEVICE
+) -> Pipeline:
     """Make the pipeline of a case; microbatches differ in size. The same arguments give the same numbers."""
+    made = _on_host(case, schedule, num_ranks, num_microbatches)
+    made.inputs = [x.to(device) for x in made.inputs]
+    made.targets = [y.to(device) for y in made.targets]
+    for module in made.modules.values():
+        module.to(device)
+    return made
+
+
+def _on_host(case: str, schedule: str, num_ranks: int, num_microbatches: int | None) -> Pipeline:
     num_microbatches = num_microbatches or 2 * num_ranks
     program = build(schedule, num_ranks, num_microbatches)
     if case == "recompute":

@@ -5,6 +5,7 @@ from collections import Counter
 
 import torch
 from torch import nn
+from where import DEVICE
 
 import pipert
 from pipert import schedules
@@ -40,9 +41,9 @@ def program(name, num_ranks):
     return schedules.build(name, num_ranks=num_ranks, num_microbatches=NUM_MICROBATCHES)
 
 
-def train(made, *, stages=None, group=None, spoil=None):
+def train(made, *, stages=None, group=None, spoil=None, device=DEVICE):
     """Return the modules, the losses of every step, and how often each stage ran forward."""
-    modules = {stage: Stage(stage) for stage in (range(made.num_stages) if stages is None else stages)}
+    modules = {stage: Stage(stage).to(device) for stage in (range(made.num_stages) if stages is None else stages)}
     optimizer = torch.optim.AdamW([p for module in modules.values() for p in module.parameters()], lr=0.0)
     losses = []
     with pipert.Engine(
@@ -56,7 +57,7 @@ def train(made, *, stages=None, group=None, spoil=None):
     ) as engine:
         for step in range(len(SCALES)):
             optimizer.param_groups[0]["lr"] = 0.05 / (1 + step)
-            inputs, targets = batches(step)
+            inputs, targets = (part.to(device) for part in batches(step))
             if step == spoil:
                 first = min(modules)
                 hook = modules[first].linear.weight.register_hook(lambda grad: grad * math.nan)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 import torch.distributed as dist
 from pipelines import TWO_WAY, pipeline
 from torch import nn
+from where import DEVICE
 
 import pipert
+from pipert import _core
 
 GUILTY = 1
 
@@ -42,8 +45,22 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def report(directory: Path, name: str, error: BaseException) -> None:
+def die_while_the_device_works() -> None:
+    """Give a CUDA device work for half a minute, and die before it is done, while the other ranks' devices wait."""
+    _core.cuda_spin(torch.cuda.current_stream().cuda_stream, 30_000_000_000)
+    threading.Timer(2.0, die).start()
+
+
+def device_works() -> bool:
+    """Whether the device still computes, after what has happened."""
+    ones = torch.ones(64, 64, device=DEVICE)
+    return (ones @ ones).sum().item() == 64.0**3
+
+
+def report(directory: Path, name: str, error: BaseException, seconds: float) -> None:
     about = {
+        "seconds": seconds,
+        "device_works": device_works(),
         "type": type(error).__name__,
         "text": str(error),
         "rank": getattr(error, "rank", None),
@@ -65,6 +82,7 @@ def run(directory: Path, name: str, fault: Callable[[], None] | None, *, timeout
     stages = changes.get("stages", lambda modules: modules)(modules)
     plan = changes.get("plan", lambda plan: plan)(pipe.plan)
     seed = rank if name == "other-seed" else 0
+    start = time.monotonic()
     try:
         with pipert.Engine(
             plan, stages, pipe.loss_fn, process_group=dist.group.WORLD, timeout_ms=timeout_ms, seed=seed
@@ -72,9 +90,10 @@ def run(directory: Path, name: str, fault: Callable[[], None] | None, *, timeout
             engine.step(pipe.inputs, pipe.targets)
             (directory / f"{name}.{rank}.started").touch()
             inputs = pipe.inputs[:5] if name == "bad-data" else pipe.inputs
+            start = time.monotonic()
             engine.step(inputs, targets if name == "not-finite" else pipe.targets)
     except BaseException as error:
-        report(directory, name, error)
+        report(directory, name, error, time.monotonic() - start)
         if isinstance(error, KeyboardInterrupt):
             raise
 
@@ -112,6 +131,7 @@ def main() -> None:
         "other-seed": lambda name: run(directory, name, None),
         "bad-data": lambda name: run(directory, name, None),
         "kill": lambda name: run(directory, name, die),
+        "kill-waiting": lambda name: run(directory, name, die_while_the_device_works),
         "sleep": lambda name: run(directory, name, lambda: time.sleep(100)),
     }
     os.environ["PIPERT_DUMP_DIR"] = str(directory)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from fake.build import fake_cuda
+from fake.libraries import fake_cuda
 
 from pipert import launch
 from pipert.bench import copy, mps

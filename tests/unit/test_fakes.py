@@ -4,7 +4,7 @@ import ctypes
 import subprocess
 import sys
 
-from fake.build import fake_cuda, fake_nccl
+from fake.libraries import fake_cuda, fake_nccl
 
 
 def test_the_driver_is_compiled_once_and_loads():

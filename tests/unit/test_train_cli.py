@@ -37,6 +37,9 @@ def save_plan(num_ranks):
         ("--timed=F=-1", "F"),
         ("--dim=130", "does not divide into 4 heads"),
         ("--name=a/b", "--name"),
+        ("--device=tpu", "device must be 'cpu' or 'cuda', not 'tpu'"),
+        ("--device=cuda --timed=F=1,I=1,W=1", "--timed computes nothing: leave out --device"),
+        ("--device=cuda --profile-layers=layers.csv", "--profile-layers takes CPU times: leave out --device"),
         ("--save=short/out", "folder short/out cannot be made"),
     ],
 )

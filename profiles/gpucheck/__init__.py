@@ -1,0 +1,1 @@
+"""The steps of `make gpu`; `profiles/gpu_check.py` runs them."""

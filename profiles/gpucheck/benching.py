@@ -1,0 +1,52 @@
+"""`pipert bench` for the areas that need a GPU."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpucheck.place import Place
+from gpucheck.rows import Row
+
+AREAS = ("launch", "copy", "p2p")
+MAY_LACK = ("ipc_two_processes_mps",)
+"""Parts that a machine may not allow; then the same figures without them stand."""
+
+_ASK = "from pipert.cli.bench import AREAS; print(*AREAS)"
+
+
+def bench(place: Place) -> list[Row]:
+    """Measure each area; a row each, and one for each part that could not be measured."""
+    asked = place.python("-c", _ASK)
+    there = asked.text.split()
+    rows = []
+    for index, area in enumerate(AREAS):
+        if area not in there:
+            reason = f"there is: {' '.join(there)}" if asked.status == 0 else asked.why
+            rows.append(Row(f"bench {area}", False, f"no such area; {reason}"))
+            continue
+        rows += _measure(place, area, share=1 / (len(AREAS) - index))
+    return rows
+
+
+def _measure(place: Place, area: str, share: float) -> list[Row]:
+    file = place.out / f"bench-{area}.json"
+    file.unlink(missing_ok=True)
+    done = place.python("-m", "pipert", "bench", area, "-o", file, share=share)
+    if done.status != 0 or not file.exists():
+        return [Row(f"bench {area}", False, done.why, done.seconds)]
+    return rows_of(area, json.loads(file.read_text()), done.seconds)
+
+
+def rows_of(area: str, result: dict[str, Any], seconds: float) -> list[Row]:
+    """Return the rows of what an area has measured. A bar that is missed is told, and is no failure."""
+    figures = result["figures"]
+    judged = [figure for figure in figures if figure["met"] is not None]
+    missed = [figure["name"] for figure in judged if not figure["met"]]
+    detail = f"{len(figures)} figures, {len(judged) - len(missed)} of {len(judged)} bars met"
+    if missed:
+        detail += f"; missed: {', '.join(missed)}"
+    rows = [Row(f"bench {area}", bool(figures), detail, seconds)]
+    for part, reason in result.get("unavailable", {}).items():
+        rows.append(Row(f"  {area}: {part.replace('_', ' ')}", part in MAY_LACK, f"not measured: {reason}"))
+    return rows

@@ -1,0 +1,118 @@
+"""Pictures of what was measured, in one file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpucheck.benching import AREAS
+
+NAME = "figures.png"
+_SIZED = re.compile(r"(.*), (\d+) (B|KiB|MiB|GiB)")
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_TICKS = {1 << 10: "1 KiB", 1 << 15: "32 KiB", 1 << 20: "1 MiB", 1 << 25: "32 MiB", 1 << 30: "1 GiB"}
+_PANEL_INCHES = (6.4, 4.2)
+
+
+def draw(out: Path, report: Mapping[str, Any]) -> str | None:
+    """Draw what a check has measured into ``out``; return the file's name, None if there is nothing to draw."""
+    found = panels(out, report)
+    if not found:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(found))
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title(report))
+    for number, (name, fill) in enumerate(found.items()):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.set_title(name, fontsize=10)
+        fill(axes)
+    figure.savefig(out / NAME, dpi=110)
+    return NAME
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """Return what stands over the pictures: the GPU and the commit."""
+    gpu = (report.get("machine") or {}).get("gpu") or {}
+    return f"{gpu.get('name', 'no GPU')}, pipert {report.get('commit') or 'of an unknown commit'}"
+
+
+def by_size(figures: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return the figures whose names end in a size, per unit and name: (bytes, value) each, and those of the peer."""
+    series: defaultdict[str, defaultdict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for figure in figures:
+        sized = _SIZED.fullmatch(figure["name"])
+        if sized is None:
+            continue
+        num_bytes = int(sized[2]) * _UNITS[sized[3]]
+        series[figure["unit"]][sized[1]].append((num_bytes, figure["ours"]))
+        if figure["peer"] is not None:
+            series[figure["unit"]][f"{sized[1]}, peer"].append((num_bytes, figure["peer"]))
+    return {unit: dict(of_unit) for unit, of_unit in series.items()}
+
+
+def panels(out: Path, report: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
+    """Return what there is to draw: by title, what draws it onto axes."""
+    found: dict[str, Callable[[Any], None]] = {}
+    large = report.get("training", {}).get("large", {}).get("summary")
+    if large is not None:
+        found["GPT of 1 B parameters, one process: loss"] = lambda axes: _losses(axes, large["losses"])
+    for area in AREAS:
+        file = out / f"bench-{area}.json"
+        if not file.exists():
+            continue
+        figures = json.loads(file.read_text())["figures"]
+        for unit, series in by_size(figures).items():
+            found[f"{area}: {unit} by size"] = lambda axes, series=series, unit=unit: _lines(axes, series, unit)
+        single = [figure for figure in figures if _SIZED.fullmatch(figure["name"]) is None]
+        for unit in dict.fromkeys(figure["unit"] for figure in single):
+            of_unit = [figure for figure in single if figure["unit"] == unit]
+            found[f"{area}: {unit}"] = lambda axes, of_unit=of_unit, unit=unit: _bars(axes, of_unit, unit)
+    return found
+
+
+def _losses(axes: Any, losses: list[float]) -> None:
+    axes.plot(range(len(losses)), losses, marker="o")
+    axes.set_xticks(range(len(losses)))
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats a byte")
+
+
+def _lines(axes: Any, series: dict[str, list[tuple[int, float]]], unit: str) -> None:
+    colours: dict[str, str] = {}  # a peer has the colour of what it stands beside
+    for name, points in series.items():
+        sizes, values = zip(*sorted(points), strict=True)
+        colour = colours.setdefault(name.removesuffix(", peer"), f"C{len(colours)}")
+        axes.plot(sizes, values, label=name, marker=".", color=colour, linestyle="--" if ", peer" in name else "-")
+    sizes = {size for points in series.values() for size, _ in points}
+    axes.set_xscale("log", base=2)
+    ticks = [size for size in _TICKS if min(sizes) <= size <= max(sizes)]
+    axes.set_xticks(ticks, [_TICKS[size] for size in ticks])
+    axes.set_ylabel(unit)
+    if unit.endswith("/s"):
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_yscale("log")
+    axes.legend(fontsize=6)
+
+
+def _bars(axes: Any, figures: list[dict[str, Any]], unit: str) -> None:
+    names = [figure["name"] for figure in figures]
+    positions = range(len(names))
+    axes.barh([place - 0.2 for place in positions], [figure["ours"] for figure in figures], 0.4, label="pipert")
+    peers = [(place + 0.2, figure["peer"]) for place, figure in zip(positions, figures, strict=True) if figure["peer"]]
+    if peers:
+        places, values = zip(*peers, strict=True)
+        axes.barh(places, values, 0.4, label="peer")
+        axes.legend(fontsize=7)
+    axes.set_yticks(list(positions), names, fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
