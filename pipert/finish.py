@@ -88,9 +88,14 @@ class Finish:
         self._check()
 
     @property
+    def steps_optimizer(self) -> bool:
+        """Whether the end of a step steps an optimizer."""
+        return self._optimizer is not None
+
+    @property
     def judges(self) -> bool:
         """Whether the end of a step looks at what was computed: it steps an optimizer, or meets other processes."""
-        return self._optimizer is not None or self._group is not None
+        return self.steps_optimizer or self._group is not None
 
     def connect(self) -> None:
         """Learn which parameters the other ranks have. Collective; before the first :meth:`__call__`.
@@ -149,7 +154,7 @@ class Finish:
         if not torch.isfinite(norm):
             raise PipertError(f"step {step}: the gradient norm is {norm.item()}; no parameter was changed", step=step)
         if self._clip_norm is not None:
-            clip_gradients(self.tensors(), clip_coefficient(norm, self._clip_norm))
+            clip_gradients(self.parameters(), clip_coefficient(norm, self._clip_norm))
         self._optimizer.step()
         self.drop_gradients()
 
@@ -166,8 +171,8 @@ class Finish:
         coefficient = 1.0 if self._clip_norm is None else clip_coefficient(norm, self._clip_norm)
         return bool(torch.isfinite(norm)) and float(coefficient) == 1.0
 
-    def tensors(self) -> list[Tensor]:
-        """List this process's parameters."""
+    def parameters(self) -> list[nn.Parameter]:
+        """List this process's parameters that require grad."""
         return list(self._here.values())
 
     def here(self, norm: Tensor) -> Tensor:

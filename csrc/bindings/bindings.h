@@ -7,6 +7,8 @@ namespace pipert::bindings {
 
 void bind_errors(pybind11::module_& m);
 void bind_device(pybind11::module_& m);
+void bind_cuda_benchmark(pybind11::module_& m);
+void bind_nvtx(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
 void bind_transport(pybind11::module_& m);
 void bind_executor(pybind11::module_& m);

@@ -6,6 +6,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = PIPERT_VERSION;
   bind_errors(m);
   bind_device(m);
+  bind_cuda_benchmark(m);
+  bind_nvtx(m);
   bind_plan(m);
   bind_transport(m);
   bind_executor(m);

@@ -1,5 +1,7 @@
+#include <cstring>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -7,6 +9,7 @@
 #include "bindings/executor_binding.h"
 #include "bindings/python_interrupt.h"
 #include "executor/stream_executor.h"
+#include "transport/nccl/nccl_communicator.h"
 
 namespace py = pybind11;
 
@@ -18,13 +21,25 @@ cuda::StreamView stream_of(size_t handle) { return cuda::StreamView(reinterpret_
 DeviceTransport transport_of(const std::string& name) {
   if (name == "local") return DeviceTransport::kLocal;
   if (name == "ipc") return DeviceTransport::kIpc;
-  throw ConfigError("there is no transport '" + name + "' through device memory; there is local, ipc");
+  if (name == "nccl") return DeviceTransport::kNccl;
+  throw ConfigError("there is no transport '" + name + "' through device memory; there is local, ipc, nccl");
 }
 
 std::shared_ptr<DeviceChannels> connect(const std::shared_ptr<Channels>& host, const std::string& transport, int device,
-                                        int64_t timeout_ms) {
+                                        int64_t timeout_ms, const std::vector<py::bytes>& nccl_ids) {
+  std::vector<nccl::UniqueId> ids(nccl_ids.size());
+  for (size_t edge = 0; edge < ids.size(); ++edge) {
+    const std::string_view bytes = nccl_ids[edge];
+    if (bytes.size() != sizeof(nccl::UniqueId)) throw ConfigError("an NCCL id has another size");
+    std::memcpy(ids[edge].bytes, bytes.data(), bytes.size());
+  }
   const py::gil_scoped_release release;
-  return std::make_shared<DeviceChannels>(host, transport_of(transport), device, timeout_ms, python_interrupt());
+  return std::make_shared<DeviceChannels>(host, transport_of(transport), device, timeout_ms, python_interrupt(), ids);
+}
+
+py::bytes new_nccl_id() {
+  const nccl::UniqueId id = make_nccl_unique_id();
+  return {id.bytes, sizeof id.bytes};
 }
 
 class PyStreamExecutor : public ExecutorBinding<StreamExecutor> {
@@ -43,11 +58,7 @@ class PyStreamExecutor : public ExecutorBinding<StreamExecutor> {
     refuse_while_running("step");
     executor().step(step, host(), stream_of(stream));
   }
-  void launch_graphs(const std::vector<size_t>& graphs) {
-    std::vector<cuda::GraphExecHandle*> handles;
-    for (const size_t graph : graphs) handles.push_back(reinterpret_cast<cuda::GraphExecHandle*>(graph));
-    executor().launch_graphs(std::move(handles));
-  }
+  void run_as(size_t graph) { executor().run_as(reinterpret_cast<cuda::GraphHandle*>(graph)); }
   void launched(int64_t step, size_t stream) { executor().launched(step, stream_of(stream)); }
   void wait() { executor().wait(host()); }
 
@@ -89,9 +100,12 @@ void bind_stream_executor(py::module_& m) {
   py::class_<DeviceChannels, std::shared_ptr<DeviceChannels>>(
       m, "DeviceChannels", "The edges of a plan, where messages lie in device memory.")
       .def(py::init(&connect), py::arg("host"), py::arg("transport"), py::arg("device"), py::arg("timeout_ms"),
+           py::arg("nccl_ids") = std::vector<py::bytes>{},
            "`host`: channels of the same ranks, made with for_device=True. `transport`: 'local' (all ranks in this "
-           "process) or 'ipc' (processes of one machine). Blocks, without the GIL, until every edge between processes "
-           "has carried bytes. Raises CudaError, TransportError, PeerLost.");
+           "process), 'ipc' (processes of one machine) or 'nccl' (with an id for each edge of `host`, made at its "
+           "source, if the ranks are processes). Blocks, without the GIL, until every edge between processes has "
+           "carried bytes. Raises CudaError, TransportError, PeerLost.");
+  m.def("nccl_id", &new_nccl_id, "What the two ends of an edge connect with over NCCL. Raises TransportError.");
   py::class_<PyStreamExecutor>(m, "StreamExecutor",
                                "A plan whose lanes are CUDA streams: made once, stepped many times.",
                                py::custom_type_setup(&make_collectable<PyStreamExecutor>))
@@ -108,9 +122,10 @@ void bind_stream_executor(py::module_& m) {
            "Enqueues one step behind what is on `stream` (a cudaStream_t as a number), which then waits for all of "
            "it. Holds the GIL, except in waits for other ranks' hosts. A handler's exception comes through unchanged. "
            "Raises PeerLost, LaneTimeout, TransportError, CudaError. No step can follow a failure.")
-      .def("launch_graphs", &PyStreamExecutor::launch_graphs, py::arg("graphs"),
-           "From now on launches these graphs (cudaGraphExec_t as numbers, one per handler) instead of calling "
-           "handlers, and sends what the last step sent, from where it lay.")
+      .def("run_as", &PyStreamExecutor::run_as, py::arg("graph"),
+           "In a handler: launches the graph (a cudaGraph_t as a number) in which it has captured its op. After a step "
+           "in which every handler did so, steps launch those graphs instead, and send what that step sent, from where "
+           "it lay.")
       .def("launched", &PyStreamExecutor::launched, py::arg("step"), py::arg("stream"),
            "Says that a captured step was launched on `stream`, to be watched and traced.")
       .def("wait", &PyStreamExecutor::wait,

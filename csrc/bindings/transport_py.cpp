@@ -2,6 +2,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/python_interrupt.h"
@@ -51,6 +53,14 @@ void bind_transport(py::module_& m) {
                   "One rank of several on this machine, which meet under the name of the session. Blocks, without the "
                   "GIL, until all are connected and every edge has carried real bytes. Raises TransportError.")
       .def_property_readonly("rank", &Channels::rank, "The rank that this process is; -1 when it is all of them.")
+      .def_property_readonly(
+          "edges",
+          [](const Channels& channels) {
+            std::vector<std::pair<int32_t, int32_t>> edges;
+            for (const Edge& edge : channels.topology().edges) edges.emplace_back(edge.source, edge.destination);
+            return edges;
+          },
+          "(source, destination) of every edge of the plan, in the order that all ranks have.")
       .def("close", &Channels::close, py::call_guard<py::gil_scoped_release>(), "Says goodbye to the other ranks.");
   m.def("channel_benchmark", &run_channel_benchmark, py::arg("session"), py::arg("rank"), py::arg("nbytes"),
         py::arg("iterations"), py::arg("spin_us"),

@@ -97,7 +97,10 @@ void Executor::run_step(ComputeHost& host) {
       wait_for_message(*lane, position, op.op, host);
       op.record->start_ns = now_ns();
     }
-    host.run(index);
+    {
+      const NvtxRange range(op.nvtx, 0);
+      host.run(index);
+    }
     op.record->end_ns = now_ns();
     op.cursor->finished.advance();
     for (RecvLane* lane : op.frees) lane->offer();

@@ -52,7 +52,7 @@ StreamExecutor::StreamExecutor(std::shared_ptr<const Plan> plan, std::shared_ptr
       channels_->slots(edge)->use(
           [this, edge](uint32_t slot, size_t num_bytes) { return this->allocate(edge, slot, num_bytes); });
     }
-    watchdog_ = std::make_unique<Watchdog>(*channels_, options_.timeout_ns, [this] { return first_unfinished(); });
+    watchdog_ = std::make_unique<Watchdog>(*channels_, options_.timeout_ns, [this] { return overdue(); });
   } catch (...) {
     host.release();
     throw;
@@ -76,26 +76,34 @@ StreamExecutor::~StreamExecutor() {
 
 void StreamExecutor::restart_counts() { counted_from_ = steps_; }
 
-void StreamExecutor::launch_graphs(std::vector<cuda::GraphExecHandle*> graphs) {
-  if (graphs.size() != program_.compute.size()) {
-    throw ConfigError("there are " + std::to_string(graphs.size()) + " graphs for " +
-                      std::to_string(program_.compute.size()) + " ops");
-  }
-  if (steps_ == 0) throw ConfigError("graphs are launched after a step that was run by handlers, not before");
-  graphs_ = std::move(graphs);
+void StreamExecutor::run_as(cuda::GraphHandle* graph) {
+  const int32_t entry = num_enqueued_.load(std::memory_order_relaxed);
+  const bool computes = running() && !known_ && entry < static_cast<int32_t>(program_.ops.size()) &&
+                        program_.ops[entry].stream < 0 && graphs_.size() < program_.compute.size() &&
+                        program_.compute[graphs_.size()] == entry;
+  if (!computes) throw ConfigError("a graph is launched once by each op of a step, from the first one on");
+  graphs_.emplace_back(graph);
+  graphs_.back().launch(compute_);
 }
 
-// The watchdog sees to it that the device comes to an end, or fails.
 void StreamExecutor::wait(ComputeHost& host) {
-  if (last_ && !last_.happened()) {
-    Paused paused(host);
-    while (!last_.happened()) {
-      check();
-      usleep(kPollUs);
-      paused.check_signals();
-    }
-  }
+  if (last_) await_device(last_, host);
   check();
+}
+
+void StreamExecutor::await_device(cuda::EventView event, ComputeHost& host) {
+  if (event.happened()) return;
+  Paused paused(host);
+  const int64_t begin_ns = now_ns();
+  while (!event.happened()) {
+    check();
+    if (now_ns() - begin_ns > options_.timeout_ns) {
+      fail(FailureKind::kTimeout, channels_->host().rank(), overdue());
+      throw_failure();
+    }
+    usleep(kPollUs);
+    paused.check_signals();
+  }
 }
 
 void StreamExecutor::step(int64_t step, ComputeHost& host, cuda::StreamView compute) {
@@ -143,6 +151,7 @@ void StreamExecutor::enqueue_step(ComputeHost& host) {
     for (const int32_t recv : program_.ops[entry].offers) offer(recv);
   }
   join();
+  known_ = !program_.compute.empty() && graphs_.size() == program_.compute.size();
 }
 
 void StreamExecutor::fork() {
@@ -204,24 +213,26 @@ void StreamExecutor::offer(int32_t entry) {
 }
 
 void StreamExecutor::compute(int32_t entry, ComputeHost& host) {
+  const NvtxRange range(program_.ops[entry].nvtx, 0);
   const auto index = std::ranges::lower_bound(program_.compute, entry) - program_.compute.begin();
-  if (graphs_.empty()) {
-    host.run(static_cast<size_t>(index));
+  if (known_) {
+    graphs_[static_cast<size_t>(index)].launch(compute_);
   } else {
-    PIPERT_CUDA_TRY(graph_launch(graphs_[static_cast<size_t>(index)], compute_.get()));
+    host.run(static_cast<size_t>(index));
   }
 }
 
 void StreamExecutor::send(int32_t entry, ComputeHost& host) {
   const StreamOp& op = program_.ops[entry];
   const Sent& sent = sent_[entry];
-  if (graphs_.empty() && sent.posted_steps != steps_) {
+  if (!known_ && sent.posted_steps != steps_) {
     const int32_t rank = plan_->rank_of(op.op);
     throw ConfigError(
         "the handler before " + text(op.op) + " of rank " + std::to_string(rank) + " posted nothing to send",
         {.rank = rank, .op = text(op.op), .step = progress_.step});
   }
-  const DeviceMessage message{.segments = sent.segments, .header = sent.header, .known = !graphs_.empty()};
+  const NvtxRange range(op.nvtx, packed_bytes(sent.segments));
+  const DeviceMessage message{.segments = sent.segments, .header = sent.header, .known = known_};
   channels_->send_end(op.edge).send(op.slot, message, stream(op.stream),
                                     host_wait(op.op, plan_->lane_of_op(op.op).peer, host));
 }
@@ -229,11 +240,13 @@ void StreamExecutor::send(int32_t entry, ComputeHost& host) {
 void StreamExecutor::receive(int32_t entry, ComputeHost& host) {
   const StreamOp& op = program_.ops[entry];
   DeviceRecvEnd& end = channels_->recv_end(op.edge);
-  if (graphs_.empty()) {
-    announced_[entry] = end.announced(host_wait(op.op, plan_->lane_of_op(op.op).peer, host));
+  const HostWait wait = host_wait(op.op, plan_->lane_of_op(op.op).peer, host);
+  if (!known_) {
+    announced_[entry] = end.announced(wait);
     end.prepare(op.slot, announced_[entry].packed_bytes());
   }
-  end.receive(op.slot, announced_[entry].segment_bytes, stream(op.stream));
+  const NvtxRange range(op.nvtx, announced_[entry].packed_bytes());
+  end.receive(op.slot, announced_[entry].segment_bytes, stream(op.stream), wait);
 }
 
 // A transfer is on its rank's way, so the deadline counts from when the host comes to it.
@@ -275,12 +288,7 @@ cuda::Address StreamExecutor::allocate(int32_t edge, uint32_t slot, size_t num_b
   }
   const cuda::Address address = allocate_(plan_slot, num_bytes);
   compute_.record(anchor_.view());
-  host_wait(progress_.current.load(std::memory_order_relaxed), channels_->topology().edges[edge].source,
-            *host_)([this](int64_t) {
-    if (anchor_.view().happened()) return true;
-    usleep(kPollUs);
-    return false;
-  });
+  await_device(anchor_.view(), *host_);
   return address;
 }
 
@@ -370,6 +378,12 @@ std::string StreamExecutor::first_unfinished() const {
     if (!end_of(entry).happened()) return "the first op that has not ended is " + text(program_.ops[entry].op);
   }
   return "all ops have ended";
+}
+
+std::string StreamExecutor::overdue() const {
+  const int32_t rank = channels_->host().rank();
+  return "the device of " + (rank < 0 ? "all ranks" : "rank " + std::to_string(rank)) + " did not finish within " +
+         std::to_string(options_.timeout_ns / 1'000'000) + " ms; " + first_unfinished();
 }
 
 // The device's clock is read against the host's where nothing else keeps an answer waiting.

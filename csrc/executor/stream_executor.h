@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "device/cuda/graph.h"
 #include "executor/compute_host.h"
 #include "executor/progress.h"
 #include "executor/stream_program.h"
@@ -59,9 +60,10 @@ class StreamExecutor {
   // Enqueues one step. After an exception nothing of it is left on the device, the peers know, and every further step
   // is refused. Throws what the host threw, or PeerLost, LaneTimeout, TransportError, CudaError.
   void step(int64_t step, ComputeHost& host, cuda::StreamView compute);
-  // From now on, launches these graphs (one per op of compute_ops()) instead of calling the host, and sends what the
-  // last step sent, from where it lay: shapes and addresses stay.
-  void launch_graphs(std::vector<cuda::GraphExecHandle*> graphs);
+  // From within ComputeHost::run: launches `graph`, in which the op was captured. After a step in which every op did
+  // so, steps launch those graphs instead of calling the host, and send what that step sent, from where it lay: shapes
+  // and addresses stay.
+  void run_as(cuda::GraphHandle* graph);
   // The caller has launched a captured step on `compute`: it is watched, and can be traced, like one that was enqueued.
   void launched(int64_t step, cuda::StreamView compute);
   // Returns when the device has finished the last step. Throws if something has failed, on the device or on another
@@ -118,7 +120,9 @@ class StreamExecutor {
   cuda::EventView end_of(int32_t entry) const noexcept;
   int64_t host_time_of_beginning();
   TraceRecord record_of(int32_t entry, int64_t began_ns) const;
+  void await_device(cuda::EventView event, ComputeHost& host);
   std::string first_unfinished() const;
+  std::string overdue() const;
   void fail(FailureKind kind, int32_t culprit, const std::string& text);
   [[noreturn]] void throw_failure() const {
     pipert::throw_failure(channels_->host().failure().failure(), *plan_, progress_);
@@ -139,13 +143,14 @@ class StreamExecutor {
   cuda::Stream clock_stream_{0};
   std::vector<Sent> sent_;  // per entry
   std::vector<Announcement> announced_;
-  uint64_t counted_from_ = 0;  // the steps before restart_counts()
-  std::vector<cuda::GraphExecHandle*> graphs_;
+  uint64_t counted_from_ = 0;            // the steps before restart_counts()
+  std::vector<cuda::GraphExec> graphs_;  // of the compute ops of a step, in order
   std::vector<TraceRecord> records_;
 
   cuda::StreamView compute_;
   cuda::EventView last_;  // what the last step ends with
   bool capturing_ = false;
+  bool known_ = false;     // graphs_ stands for the host
   bool replayed_ = false;  // the last step was a graph's
   std::atomic<int32_t> num_enqueued_{0};
   std::atomic<bool> running_{false};

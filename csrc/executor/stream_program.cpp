@@ -34,6 +34,7 @@ class Programmer {
   std::vector<int32_t> offers_stream_of_lane_;
   // Per (waiting stream, lane): the last position on the lane that the stream has waited for; lanes run in order.
   std::map<std::pair<int32_t, int32_t>, int32_t> waited_;
+  NvtxDomain* nvtx_ = NvtxDomain::wanted();  // null: nobody wants to see the ops
   StreamProgram program_;
 };
 
@@ -66,6 +67,7 @@ void Programmer::add_ops() {
 StreamOp Programmer::stream_op(int32_t op) {
   const int32_t lane = plan_.op_lane[op];
   StreamOp entry{.op = op, .lane = plan_.lanes[lane].kind, .stream = stream_of_lane_[lane]};
+  if (nvtx_ != nullptr) entry.nvtx = nvtx_->op(plan_.text(op), plan_.ops[op].stage, plan_.ops[op].microbatch);
   if (entry.stream < 0) return entry;
   const int32_t recv = entry.lane == LaneKind::RECV ? op : plan_.partner_of(op);
   entry.edge = channels_.topology().edge_of_lane[lane];

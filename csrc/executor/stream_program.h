@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "plan/plan.h"
+#include "trace/nvtx.h"
 #include "transport/device/device_channels.h"
 
 namespace pipert {
@@ -21,6 +22,7 @@ struct StreamOp {
   uint32_t slot = 0;                     // its number on the edge
   std::vector<int32_t> free_after = {};  // of a RECV: entries that the slot is free after
   int32_t sent_before = 0;               // of a SEND: see sent_before()
+  NvtxOp nvtx = {};
 };
 
 struct StreamProgram {

@@ -18,8 +18,8 @@ constexpr int64_t kReleaseSliceNs = 1'000'000;  // and after a failure
 
 }  // namespace
 
-Watchdog::Watchdog(DeviceChannels& channels, int64_t timeout_ns, std::function<std::string()> where)
-    : channels_(channels), timeout_ns_(timeout_ns), where_(std::move(where)), process_(getpid()) {
+Watchdog::Watchdog(DeviceChannels& channels, int64_t timeout_ns, std::function<std::string()> overdue)
+    : channels_(channels), timeout_ns_(timeout_ns), overdue_(std::move(overdue)), process_(getpid()) {
   sigset_t all;
   sigset_t before;
   sigfillset(&all);  // signals belong to Python's main thread; the new thread inherits the mask
@@ -75,23 +75,17 @@ void Watchdog::look() {
   const std::lock_guard lock(mutex_);
   if (paused_ || !end_) return;
   try {
+    if (const std::optional<std::string> fault = channels_.fault()) throw TransportError(*fault);
     if (end_.happened()) {
       end_ = {};
     } else if (now_ns() > deadline_ns_) {
-      const int32_t rank = channels_.host().rank();
-      channels_.host().fail({.kind = FailureKind::kTimeout,
-                             .rank = rank,
-                             .op = {},
-                             .text = "the device of " + (rank < 0 ? "all ranks" : "rank " + std::to_string(rank)) +
-                                     " did not finish within " + std::to_string(timeout_ns_ / 1'000'000) + " ms; " +
-                                     where_()});
+      channels_.host().fail(
+          {.kind = FailureKind::kTimeout, .rank = channels_.host().rank(), .op = {}, .text = overdue_()});
     }
   } catch (const Error& error) {
     end_ = {};
-    channels_.host().fail({.kind = FailureKind::kTransport,
-                           .rank = channels_.host().rank(),
-                           .op = {},
-                           .text = std::string("the device failed: ") + error.what()});
+    channels_.host().fail(
+        {.kind = FailureKind::kTransport, .rank = channels_.host().rank(), .op = {}, .text = error.what()});
   }
 }
 

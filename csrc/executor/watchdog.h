@@ -17,8 +17,8 @@ namespace pipert {
 
 class Watchdog {
  public:
-  // `where`: what the device waits for, in a few words; called on the watchdog's thread.
-  Watchdog(DeviceChannels& channels, int64_t timeout_ns, std::function<std::string()> where);
+  // `overdue`: what to say of a device that takes longer; called on the watchdog's thread.
+  Watchdog(DeviceChannels& channels, int64_t timeout_ns, std::function<std::string()> overdue);
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
@@ -35,7 +35,7 @@ class Watchdog {
 
   DeviceChannels& channels_;
   int64_t timeout_ns_;
-  std::function<std::string()> where_;
+  std::function<std::string()> overdue_;
   int process_;  // a forked child must not join the thread, which it does not have
   std::mutex mutex_;
   cuda::EventView end_;  // guarded by mutex_, as the next two

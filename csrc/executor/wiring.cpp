@@ -34,6 +34,7 @@ class Wirer {
   LaneKind kind_of(int32_t op) const { return lane_of(plan_.ops[op].kind); }
   Cursor& cursor_of(int32_t op);
   TraceRecord* record(int32_t op) { return &wiring_.records[record_of_[op]]; }
+  NvtxOp nvtx_op(int32_t op);
   [[noreturn]] void refuse(int32_t op, int32_t dependency, const char* why) const;
 
   RecvOp recv_op(int32_t op);
@@ -46,6 +47,7 @@ class Wirer {
   Channels& channels_;
   int64_t timeout_ns_;
   std::span<const LinkDelay> delays_;
+  NvtxDomain* nvtx_;                            // null: nobody wants to see the ops
   std::vector<int32_t> record_of_;              // per op; -1 on other processes
   std::vector<std::vector<RecvLane*>> offers_;  // per op: lanes to offer when it has finished
   std::vector<std::vector<int32_t>> feeds_;     // per compute op: indices into send_lanes
@@ -57,6 +59,7 @@ Wirer::Wirer(const Plan& plan, Channels& channels, int64_t timeout_ns, std::span
       channels_(channels),
       timeout_ns_(timeout_ns),
       delays_(delays),
+      nvtx_(NvtxDomain::wanted()),
       record_of_(plan.num_ops(), -1),
       offers_(plan.num_ops()),
       feeds_(plan.num_ops()) {
@@ -91,6 +94,11 @@ Cursor& Wirer::cursor_of(int32_t op) {
   return (kind_of(op) == LaneKind::COMPUTE ? wiring_.compute : wiring_.collective)[plan_.rank_of(op)];
 }
 
+NvtxOp Wirer::nvtx_op(int32_t op) {
+  if (nvtx_ == nullptr) return {};
+  return nvtx_->op(plan_.text(op), plan_.ops[op].stage, plan_.ops[op].microbatch);
+}
+
 bool Wirer::has_ops_here(size_t lane, LaneKind kind) const {
   return plan_.lanes[lane].kind == kind && channels_.serves(plan_.lanes[lane].rank) && !plan_.lane_ops[lane].empty();
 }
@@ -121,7 +129,8 @@ RecvOp Wirer::recv_op(int32_t op) {
   return {.op = op,
           .slot = static_cast<uint32_t>(channels_.topology().edge_slot[plan_.op_slot[op]]),
           .dependencies = {},
-          .record = record(op)};
+          .record = record(op),
+          .nvtx = nvtx_op(op)};
 }
 
 void Wirer::add_offers(int32_t op, RecvLane* lane) {
@@ -153,7 +162,7 @@ SendOp Wirer::send_op(int32_t op, int32_t lane) {
   if (plan_.deps_of(op).empty()) {
     throw PlanError(plan_.text(op) + " waits for no op that makes what it sends", {.rank = rank, .op = plan_.text(op)});
   }
-  SendOp send{.op = op, .text = plan_.text(op), .frees = offers_[op], .record = record(op)};
+  SendOp send{.op = op, .text = plan_.text(op), .frees = offers_[op], .record = record(op), .nvtx = nvtx_op(op)};
   for (const int32_t dependency : plan_.deps_of(op)) {
     if (kind_of(dependency) != LaneKind::COMPUTE) refuse(op, dependency, "a send can only wait for compute ops");
     send.dependencies.push_back(
@@ -192,8 +201,13 @@ void Wirer::add_program() {
 }
 
 ComputeOp Wirer::compute_op(int32_t op) {
-  ComputeOp compute{
-      .op = op, .cursor = &cursor_of(op), .record = record(op), .reads = {}, .frees = offers_[op], .feeds = {}};
+  ComputeOp compute{.op = op,
+                    .cursor = &cursor_of(op),
+                    .record = record(op),
+                    .nvtx = nvtx_op(op),
+                    .reads = {},
+                    .frees = offers_[op],
+                    .feeds = {}};
   for (const int32_t dependency : plan_.deps_of(op)) {
     if (kind_of(dependency) == LaneKind::SEND) refuse(op, dependency, "only a receive can wait for a send");
     if (kind_of(dependency) != LaneKind::RECV) continue;  // ran before, on the same thread

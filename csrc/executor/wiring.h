@@ -11,6 +11,7 @@
 #include "lanes/recv_lane.h"
 #include "lanes/send_lane.h"
 #include "plan/plan.h"
+#include "trace/nvtx.h"
 #include "trace/record.h"
 #include "transport/channels.h"
 
@@ -21,6 +22,7 @@ struct ComputeOp {
   int32_t op = -1;
   Cursor* cursor = nullptr;
   TraceRecord* record = nullptr;
+  NvtxOp nvtx = {};
   std::vector<std::pair<RecvLane*, uint64_t>> reads;  // messages, by their position on their lane
   std::vector<RecvLane*> frees;                       // where a slot may become free
   std::vector<SendLane*> feeds;                       // where a message may be ready to go
@@ -45,7 +47,8 @@ struct Wiring {
 };
 
 // Wires what `channels` serves. The threads of the sending lanes run from here on, and sleep until the first step.
-// `delays`: per lane, or none. Throws PlanError for dependencies that the host backend does not know.
+// `delays`: per lane, or none. Throws PlanError for dependencies that the host backend does not know, ConfigError for
+// what PIPERT_NVTX cannot be.
 Wiring wire(const Plan& plan, Channels& channels, int64_t timeout_ns, std::span<const LinkDelay> delays);
 
 }  // namespace pipert

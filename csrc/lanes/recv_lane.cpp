@@ -42,6 +42,7 @@ bool RecvLane::taken(uint64_t target) {
   while (!cursor_.finished.reached(target) && end_.arrived()) {
     const uint64_t position = cursor_.finished.value() % ops_.size();
     const Arrival arrival = end_.take();
+    nvtx_mark(ops_[position].nvtx, arrival.num_bytes);
     Message& message = messages_[position];
     message.header.assign(arrival.header.begin(), arrival.header.end());
     message.slot = arrival.slot;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lanes/cursor.h"
+#include "trace/nvtx.h"
 #include "trace/record.h"
 #include "transport/channel.h"
 
@@ -26,6 +27,7 @@ struct RecvOp {
   uint32_t slot = 0;                     // its number on the edge
   std::vector<Dependency> dependencies;  // what must be finished before its slot is free
   TraceRecord* record = nullptr;
+  NvtxOp nvtx = {};
 };
 
 class RecvLane {

@@ -116,6 +116,7 @@ void SendLane::run_next() {
     return;
   }
   try {
+    const NvtxRange range(op.nvtx, op.num_bytes);
     const CopyTimes times = end_.send(op.segments, op.header);
     op.record->start_ns = times.start_ns;
     op.record->end_ns = times.end_ns;

@@ -12,6 +12,7 @@
 
 #include "lanes/cursor.h"
 #include "lanes/recv_lane.h"
+#include "trace/nvtx.h"
 #include "trace/record.h"
 #include "transport/channels.h"
 
@@ -23,6 +24,7 @@ struct SendOp {
   std::vector<Dependency> dependencies = {};
   std::vector<RecvLane*> frees = {};  // where a slot may become free when this op has finished
   TraceRecord* record = nullptr;
+  NvtxOp nvtx = {};
 
   // What to send, put there by a handler that runs before the dependencies hold.
   std::vector<Segment> segments = {};

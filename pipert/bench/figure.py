@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+
+from pipert.errors import PipertError
+
+
+class Unavailable(PipertError):
+    """A part of a benchmark that cannot be measured here; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,7 @@ class Figure:
         relative: whether the bar is on the ratio.
         at_least: whether the bar is a lower bound; an upper bound otherwise.
         setting: sizes and counts, and who the peer is.
+        quartiles: the first and the third one of the rounds that ``ours`` is the median of; None where it is not.
     """
 
     name: str
@@ -32,6 +40,29 @@ class Figure:
     relative: bool = False
     at_least: bool = False
     setting: str = ""
+    quartiles: tuple[float, float] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        unit: str,
+        ours: Sequence[float],
+        peer: Sequence[float] | None = None,
+        *,
+        bar: float | None = None,
+        relative: bool = False,
+        at_least: bool = False,
+        setting: str = "",
+    ) -> Figure:
+        """Make the figure of some rounds: its medians, and the quartiles of ours."""
+        theirs = statistics.median(peer) if peer else None
+        return cls(name, unit, statistics.median(ours), theirs, bar, relative, at_least, setting, quartiles(ours))
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether a larger value is the better one: rates are, times are not."""
+        return self.at_least or self.unit.endswith("/s")
 
     @property
     def ratio(self) -> float | None:
@@ -47,29 +78,53 @@ class Figure:
         return judged >= self.bar if self.at_least else judged <= self.bar
 
 
+def from_fields(fields: Mapping[str, Any]) -> Figure:
+    """Return the figure whose ``dataclasses.asdict`` went through JSON."""
+    spread = fields["quartiles"]
+    return Figure(**{**fields, "quartiles": None if spread is None else tuple(spread)})
+
+
+def quartiles(samples: Sequence[float]) -> tuple[float, float]:
+    """Return the first and the third quartile."""
+    if len(samples) == 1:
+        return samples[0], samples[0]
+    first, _, third = statistics.quantiles(samples, n=4, method="inclusive")
+    return first, third
+
+
 def as_json(figures: Iterable[Figure]) -> list[dict[str, Any]]:
     """Return the figures as JSON objects."""
-    names = ("name", "unit", "ours", "peer", "ratio", "bar", "relative", "at_least", "met", "setting")
+    names = ("name", "unit", "ours", "peer", "ratio", "bar", "relative", "at_least", "met", "setting", "quartiles")
     return [{name: getattr(figure, name) for name in names} for figure in figures]
 
 
-def as_table(figures: Iterable[Figure]) -> Table:
-    """Return the figures as a table for the terminal; the settings are in the JSON."""
+def as_table(figures: Iterable[Figure], verdicts: Mapping[str, tuple[float | None, str]] | None = None) -> Table:
+    """Return the figures as a table for the terminal; the settings are in the JSON.
+
+    ``verdicts`` adds, by name, the older value and how the figure compares to it.
+    """
     table = Table(box=None, pad_edge=False)
     table.add_column("figure", no_wrap=True)
     for heading in ("pipert", "peer", "ratio", "bar"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    if verdicts is not None:
+        table.add_column("was", justify="right", no_wrap=True)
+        table.add_column("now", no_wrap=True)
     for figure in figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        table.add_row(
+        cells = [
             figure.name,
             _number(figure.ours, figure.unit),
             "" if figure.peer is None else _number(figure.peer, figure.unit),
             ratio,
             _bar(figure),
             {True: "[green]met[/]", False: "[red]missed[/]", None: ""}[figure.met],
-        )
+        ]
+        if verdicts is not None:
+            was, verdict = verdicts[figure.name]
+            cells += ["" if was is None else _number(was, figure.unit), verdict]
+        table.add_row(*cells)
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,11 @@ class Workload:
     inputs: Tensor
     targets: Tensor
     loss_fn: Loss
+
+    def to(self, device: torch.device) -> Workload:
+        """Return the same on a device; modules are moved, not copied."""
+        stages = {number: stage.to(device) for number, stage in self.stages.items()}
+        return replace(self, stages=stages, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:

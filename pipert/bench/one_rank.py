@@ -40,20 +40,20 @@ def _full_backward() -> list[Figure]:
     num_ops, rounds, setting = _compare("interleaved", num_stages=3, split=False)
     ours, peer = _overheads(rounds, num_ops)
     name = "overhead per op, one rank, F/B"
-    return [Figure(name, "µs", ours, peer, bar=0.25, relative=True, setting=setting)]
+    return [Figure.of(name, "µs", ours, peer, bar=0.25, relative=True, setting=setting)]
 
 
 def _split_backward() -> list[Figure]:
     num_ops, rounds, setting = _compare("zb-v", num_stages=2, split=True)
     ours, peer = _overheads(rounds, num_ops)
     name = "overhead per op, one rank, F/I/W"
-    return [Figure(name, "µs", ours, peer, setting=setting), _input_and_weight_gradients()]
+    return [Figure.of(name, "µs", ours, peer, setting=setting), _input_and_weight_gradients()]
 
 
-def _overheads(rounds: list[Round], num_ops: int) -> tuple[float, float]:
-    """Return ours and the peer's, per op."""
-    ours = statistics.median(times.ours - times.hand for times in rounds) / num_ops
-    peer = statistics.median(times.peer - times.hand for times in rounds) / num_ops
+def _overheads(rounds: list[Round], num_ops: int) -> tuple[list[float], list[float]]:
+    """Return ours and the peer's, per op, of every round."""
+    ours = [(times.ours - times.hand) / num_ops for times in rounds]
+    peer = [(times.peer - times.hand) / num_ops for times in rounds]
     return ours, peer
 
 

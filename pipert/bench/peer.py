@@ -15,6 +15,8 @@ MULTI_STAGE = {
     "zb-v": pipelining.ScheduleZBVZeroBubble,
 }
 
+_CPU = torch.device("cpu")
+
 
 class PeerPipeline:
     """The peer's runtime on this rank, with gradients left in the modules, as ``pipert.Engine`` leaves them."""
@@ -26,11 +28,11 @@ class PeerPipeline:
         num_stages: int,
         num_microbatches: int,
         loss_fn: Callable[[Tensor, Tensor], Tensor],
+        device: torch.device = _CPU,
     ) -> None:
         logging.getLogger("torch.distributed.pipelining").setLevel(logging.ERROR)
-        cpu = torch.device("cpu")
         built: list[pipelining.stage._PipelineStageBase] = [
-            pipelining.PipelineStage(module, stage, num_stages, cpu) for stage, module in stages.items()
+            pipelining.PipelineStage(module, stage, num_stages, device) for stage, module in stages.items()
         ]
         self._has_last = num_stages - 1 in stages
         self._schedule: pipelining.schedules._PipelineSchedule

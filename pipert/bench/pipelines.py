@@ -24,10 +24,10 @@ SCHEDULES = ("1f1b", "zb-v")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Medians over the rounds: a step's wall time, from the first rank's start to the last one's end; CPU of an op."""
+    """By round: a step's wall time, from the first rank's start to the last one's end; the CPU time of an op."""
 
-    step_ms: float
-    cpu_us_per_op: float
+    step_ms: list[float]
+    cpu_us_per_op: list[float]
 
 
 def measure() -> list[Figure]:
@@ -37,15 +37,16 @@ def measure() -> list[Figure]:
         ours, peer, setting = _compare(schedule, tiny, rounds=9, steps=6)
         name = f"CPU per op, four ranks, {schedule}"
         figures.append(
-            Figure(name, "µs", ours.cpu_us_per_op, peer.cpu_us_per_op, bar=0.5, relative=True, setting=setting)
+            Figure.of(name, "µs", ours.cpu_us_per_op, peer.cpu_us_per_op, bar=0.5, relative=True, setting=setting)
         )
-        figures.append(Figure(f"step, tiny, {schedule}", "ms", ours.step_ms, peer.step_ms, setting=setting))
+        figures.append(Figure.of(f"step, tiny, {schedule}", "ms", ours.step_ms, peer.step_ms, setting=setting))
     for size, workload, rounds, steps, bar in (("≤ 2 ms an op", medium, 9, 3, 0.95), ("demo model", demo, 9, 1, 1.0)):
         for schedule in SCHEDULES:
             ours, peer, setting = _compare(schedule, workload, rounds=rounds, steps=steps)
-            setting += f"; {ours.cpu_us_per_op / 1000:.2f} and {peer.cpu_us_per_op / 1000:.2f} ms CPU an op"
+            cpu_ms = [statistics.median(side.cpu_us_per_op) / 1000 for side in (ours, peer)]
+            setting += f"; {cpu_ms[0]:.2f} and {cpu_ms[1]:.2f} ms CPU an op"
             name = f"step, {size}, {schedule}"
-            figures.append(Figure(name, "ms", ours.step_ms, peer.step_ms, bar=bar, relative=True, setting=setting))
+            figures.append(Figure.of(name, "ms", ours.step_ms, peer.step_ms, bar=bar, relative=True, setting=setting))
     return figures
 
 
@@ -97,8 +98,8 @@ def _cost(spans: Tensor, steps: int, num_ops: int) -> Cost:
     walls = spans[:, :, 1].amax(0) - spans[:, :, 0].amin(0)
     cpus = spans[:, :, 2].sum(0)
     return Cost(
-        step_ms=statistics.median(walls.tolist()) / steps / 1e6,
-        cpu_us_per_op=statistics.median(cpus.tolist()) / steps / num_ops / 1e3,
+        step_ms=[wall / steps / 1e6 for wall in walls.tolist()],
+        cpu_us_per_op=[cpu / steps / num_ops / 1e3 for cpu in cpus.tolist()],
     )
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from pipert.bench.figure import Figure
+from pipert.bench.figure import Figure, from_fields
 
 _GIB = 1 << 30
 
@@ -100,7 +100,7 @@ def measure(case: str) -> list[Figure]:
     """Measure a case in a process of its own, whose memory is its own."""
     command = [sys.executable, "-m", "pipert.bench.planner", case]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [Figure(**figure) for figure in json.loads(output)]
+    return [from_fields(fields) for fields in json.loads(output)]
 
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {case: functools.partial(measure, case) for case in CASES}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,21 +21,21 @@ def measure() -> list[Figure]:
     plan = pipert.compile(program)
     costs = pipert.Costs.per_rank(F=1.0, I=1.0, W=1.0, p2p=0.1)
     setting = f"zb-v, {NUM_RANKS} ranks, {plan.num_ops:,} ops"
-    simulated = plan.num_ops / _median_seconds(lambda: pipert.simulate(plan, costs))
+    simulated = [plan.num_ops / seconds for seconds in _seconds(lambda: pipert.simulate(plan, costs))]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "plan.json"
         plan.save(path)
-        loaded = _median_seconds(lambda: pipert.Plan.load(path))
+        loaded = _seconds(lambda: pipert.Plan.load(path))
     return [
-        Figure("simulator", "ops/s", simulated, bar=1e6, at_least=True, setting=setting),
-        Figure("load and verify a plan file", "s", loaded, bar=1.0, setting=setting),
+        Figure.of("simulator", "ops/s", simulated, bar=1e6, at_least=True, setting=setting),
+        Figure.of("load and verify a plan file", "s", loaded, bar=1.0, setting=setting),
     ]
 
 
-def _median_seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object]) -> list[float]:
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return times

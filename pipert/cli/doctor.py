@@ -38,8 +38,8 @@ def _program(name: str, cost: str) -> Finding:
     return Finding(name, shutil.which(name), cost)
 
 
-def _native() -> tuple[Finding, Finding, Finding]:
-    core = kernels = devices = None
+def _native() -> tuple[Finding, ...]:
+    core = kernels = devices = nvtx = None
     reason = ""
     try:
         from pipert import _core
@@ -47,6 +47,7 @@ def _native() -> tuple[Finding, Finding, Finding]:
 
         core = _core.__version__
         kernels = _core.cuda_kernel_architectures() or None
+        nvtx = "built in" if _core.built_with_nvtx() else None
         try:
             devices = f"{_core.cuda_device_count()}, driver for CUDA {_cuda_version(_core.cuda_driver_version())}"
         except CudaError as error:
@@ -57,6 +58,7 @@ def _native() -> tuple[Finding, Finding, Finding]:
         Finding("native core", core, "nothing can be checked, simulated or run: pip install -e .", required=True),
         Finding("CUDA kernels", kernels, "the engine runs on GPUs, its own kernels do not: install nvcc, build again"),
         Finding("CUDA devices", devices, f"ranks compute on the CPU{reason}"),
+        Finding("NVTX", nvtx, "profilers do not show a plan's ops: pip install nvidia-nvtx and build again"),
     )
 
 
@@ -78,6 +80,7 @@ def examine() -> tuple[Finding, ...]:
         _cores(),
         _package("torch", "plans can be made, checked and simulated, not run", required=True),
         _package("pytest-benchmark", "`make bench` does not run: pip install 'pipert[dev]'"),
+        _package("nvtx", "profilers show ops, but not the steps around them: pip install nvtx"),
         _program("nvcc", "no CUDA backend can be built"),
         _program("nsys", "`pipert profile` has the engines' own times, and no kernels"),
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipert.errors import ConfigError
+from pipert.errors import ConfigError, PipertError
 
 if TYPE_CHECKING:
     from pipert.replicas import Replica
     from pipert.stages import StageProtocol
+
+Result = TypeVar("Result")
 
 
 class HostDevice:
@@ -34,6 +36,9 @@ class CudaDevice:
     def __init__(self, index: int) -> None:
         self.index = index
         self.torch_device = torch.device("cuda", index)
+        self._op_stream: torch.cuda.Stream | None = None
+        self._op_pool: Any = None
+        self._op_graphs: list[torch.cuda.CUDAGraph] = []
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` lies here."""
@@ -43,6 +48,60 @@ class CudaDevice:
         """Return the handle (``cudaStream_t``) of torch's current stream."""
         return int(torch.cuda.current_stream(self.torch_device).cuda_stream)
 
+    def capture(self, run: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+        """Capture what ``run`` enqueues; return its result, and what launches the graph on the current stream.
+
+        Raises:
+            ConfigError: something in it cannot be captured.
+        """
+        graph = torch.cuda.CUDAGraph()
+        fault: Exception | None = None
+        result: Result | None = None
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                try:
+                    result = run()
+                except Exception as error:
+                    fault = error
+        except RuntimeError as error:  # what cannot be captured spoils the end of the capture, too
+            fault = fault or error
+        if fault is not None:
+            raise _not_capturable(fault) from fault
+        return result, graph.replay  # type: ignore[return-value]  # run() came to its end
+
+    def capture_op(self, run: Callable[[], None]) -> int:
+        """Capture what ``run`` enqueues, in memory shared with earlier calls; return the ``cudaGraph_t``.
+
+        The graphs must be launched in the order in which they were captured. They live as long as this object.
+
+        Raises:
+            ConfigError: something in it cannot be captured.
+        """
+        if self._op_stream is None:
+            self._op_stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+            self._op_pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        fault: Exception | None = None
+        self._op_stream.wait_stream(torch.cuda.current_stream(self.torch_device))
+        with torch.cuda.stream(self._op_stream):
+            graph.capture_begin(pool=self._op_pool, capture_error_mode="thread_local")
+            try:
+                run()
+            except Exception as error:
+                fault = error
+            try:
+                graph.capture_end()
+            except RuntimeError as error:
+                fault = fault or error
+        if fault is not None:
+            raise _not_capturable(fault) from fault
+        self._op_graphs.append(graph)
+        return int(graph.raw_cuda_graph())
+
+    def random_offset(self) -> int:
+        """Return how many random numbers the device's default generator has drawn since it was seeded."""
+        return int(torch.cuda.default_generators[self.index].get_offset())
+
     def empty(self, num_bytes: int) -> Tensor:
         """Allocate ``[num_bytes]`` bytes."""
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.torch_device)
@@ -51,11 +110,21 @@ class CudaDevice:
 Device = HostDevice | CudaDevice
 
 
+def _not_capturable(fault: Exception) -> ConfigError:
+    message = (
+        f"cuda_graph: the step cannot be captured: {fault}; what waits for the device (item(), nonzero(), a copy to "
+        "the host) has no place in a captured stage"
+    )
+    if isinstance(fault, PipertError):
+        return ConfigError(message, rank=fault.rank, op=fault.op, step=fault.step)
+    return ConfigError(message)
+
+
 def device_of(stages: dict[Replica, StageProtocol]) -> Device:
     """Return where the parameters and buffers of all stages lie: the host's memory if there are none.
 
     Raises:
-        ConfigError: they lie in several places, or on a device that is neither a CPU nor CUDA.
+        ConfigError: they lie in several places, on a device that is neither a CPU nor CUDA, or not on the current one.
     """
     first: tuple[str, torch.device] | None = None
     for (_, stage), name, tensor in _tensors(stages):
@@ -67,7 +136,13 @@ def device_of(stages: dict[Replica, StageProtocol]) -> Device:
         return HostDevice()
     if first[1].type != "cuda":
         raise ConfigError(f"{first[0]} is on {first[1]}; stages live on the CPU or on a CUDA device")
-    return CudaDevice(first[1].index)
+    index = first[1].index
+    if index != torch.cuda.current_device():
+        raise ConfigError(
+            f"{first[0]} is on {first[1]}, but the current device is cuda:{torch.cuda.current_device()}; call "
+            f"torch.cuda.set_device({index}) before anything else"
+        )
+    return CudaDevice(index)
 
 
 def _tensors(stages: dict[Replica, StageProtocol]) -> Iterable[tuple[Replica, str, Tensor]]:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from pipert.engine import dump, profiling
 from pipert.engine.adopt import adopt, modules_of
 from pipert.engine.device import device_of
+from pipert.engine.graphed import CudaGraph, GraphedRunner, check_capturable
 from pipert.engine.lanes import choose_transport
 from pipert.engine.losses import share_losses
 from pipert.engine.result import StepResult
 from pipert.engine.routes import has_backward, has_post_validation
 from pipert.engine.runner import Runner, Settings
 from pipert.engine.speculation import Speculation, check_optimizer, share_total
+from pipert.engine.step_range import shown_as_range
 from pipert.errors import ConfigError, LaneTimeout, PeerLost, PipertError
 from pipert.exchange import talking
 from pipert.finish import Finish, Optimizer
@@ -73,8 +75,12 @@ class Engine:
         loss_reduction: ``"microbatch"``, the mean of the microbatches' losses, or ``"token"``, the mean over tokens.
         seed: of the random numbers.
         timeout_ms: the longest wait for another rank, and for the device to finish a step.
-        transport: ``"local"`` (all ranks in this process), ``"shm"`` (host memory) or ``"ipc"`` (CUDA devices of one
-            machine); by default the one that fits.
+        transport: ``"local"`` (all ranks in this process), ``"shm"`` (host memory), ``"ipc"`` (CUDA devices of one
+            machine: copy engines move the data) or ``"nccl"``; by default the first that fits.
+        cuda_graph: True captures a whole step of this process, after two that run as usual, and launches it from then
+            on; ``"op"`` captures each compute op, so that the engine sequences graphs without Python between them.
+            Shapes of microbatches must stay; random numbers of a captured step are seeded per step, not per op, and
+            refused with ``"op"``; ``accumulate`` is refused.
         trace: on a CUDA device, record when every op begins and ends, with two events each; ``result.trace`` is empty
             otherwise. Host lanes always record.
         link_delays_ms: (source rank, destination rank) → (latency, occupancy) by which messages are held back, to try
@@ -104,6 +110,7 @@ class Engine:
         seed: int = 0,
         timeout_ms: int = 600_000,
         transport: str | None = None,
+        cuda_graph: CudaGraph = False,
         trace: bool = True,
         link_delays_ms: Mapping[tuple[int, int], tuple[float, float]] | None = None,
     ) -> None:
@@ -116,6 +123,7 @@ class Engine:
         self._loss_reduction = loss_reduction
         self._num_tokens: Tensor | None = None
         self._closed: str | None = None
+        self._accumulated = False
         self._runners: dict[bool, Runner] = {}
         self._speculation: Speculation | None = None
         tied = [tuple(tie) for tie in tied]
@@ -123,6 +131,7 @@ class Engine:
         try:
             self._stages = self._adopt(stages, loss_fn)
             self._device = device_of(self._stages)
+            check_capturable(cuda_graph, on_host=self._device.is_host, post_validation=has_post_validation(plan))
             transport = choose_transport(transport, on_host=self._device.is_host, one_process=process_group is None)
             self._finish = Finish(
                 [plan.holders(stage) for stage in range(plan.num_stages)],
@@ -147,10 +156,12 @@ class Engine:
                 "tied": [list(tie) for tie in tied],
             }
             options |= {"loss_reduction": loss_reduction, "seed": seed, "transport": transport, "trace": trace}
+            options["cuda_graph"] = cuda_graph
             session = meet(process_group, plan, options, fault)
         self._finish.connect()
         self._settings = Settings(
             self._ranks,
+            process_group,
             session,
             self._device,
             transport or "",
@@ -163,10 +174,15 @@ class Engine:
             self._speculation,
             link_delays_ms or {},
         )
+        self._graphed: GraphedRunner | None = None
+        if cuda_graph and self._trains:
+            self._graphed = GraphedRunner(plan, self._settings, cuda_graph, self._finish.parameters())
+            self._runners[True] = self._graphed.runner
         self._runner(training=self._trains)
         dump.watch(self)
         self._profiling = profiling.watch(self, process_group)
 
+    @shown_as_range
     def step(self, inputs: Any = None, targets: Any = None, *, accumulate: bool = False) -> StepResult:
         """Run one step: every microbatch forward and backward, then the optimizer.
 
@@ -188,6 +204,8 @@ class Engine:
             raise ConfigError("this plan has no backward: call eval_step")
         if self._speculation is not None and accumulate:
             raise ConfigError("accumulate: this plan steps the optimizer itself (post-validation), in every step")
+        if self._graphed is not None and accumulate:
+            raise ConfigError("accumulate: a captured step makes gradients anew; leave out cuda_graph")
         step = self.num_steps
         self._profiling.start(step)
         runner, losses = self._run(True, inputs, targets)
@@ -201,6 +219,7 @@ class Engine:
         if not accumulate and self._speculation is None:
             num_tokens, self._num_tokens = self._num_tokens, None
             norm = self._finish(step, num_tokens, per_token=self._loss_reduction == "token")
+        self._accumulated = accumulate
         return self._profiling.keep(self._result(runner, step, loss, per_microbatch, norm))
 
     def eval_step(self, inputs: Any = None, targets: Any = None) -> StepResult:
@@ -338,7 +357,8 @@ class Engine:
             if self._speculation is not None:
                 self._speculation.start(self.num_steps)
             with preserved_rng():
-                losses = runner.step(self.num_steps, inputs, targets)
+                run = self._graphed.step if training and self._graphed is not None else runner.step
+                losses = run(self.num_steps, inputs, targets)
             if self._finish.judges:
                 runner.wait(losses)
             return runner, self._complete(losses)
@@ -352,6 +372,8 @@ class Engine:
                 error.args = (f"{error}; this rank's lanes are in {self.dump()}",)
             except OSError as reason:
                 error.args = (f"{error}; where this rank's lanes stood could not be written: {reason}",)
+        if self._finish.steps_optimizer and not self._accumulated:
+            self._finish.drop_gradients()  # those of a part of a step are of no use to whoever goes on
         self._closed = f"step {self.num_steps} ended this engine ({type(error).__name__}: {error}); make a new one"
         runner.discard()
         self._stop()

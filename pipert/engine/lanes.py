@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -11,7 +13,8 @@ from torch import Tensor
 from pipert import _core
 from pipert.engine.device import CudaDevice, Device, HostDevice
 from pipert.engine.ports import Mail
-from pipert.errors import ConfigError
+from pipert.errors import ConfigError, PipertError
+from pipert.rendezvous import gather
 
 if TYPE_CHECKING:
     from pipert.engine.runner import Settings
@@ -21,7 +24,12 @@ _SPIN_US = 50
 _NS_PER_MS = 1e6
 _Handler = Callable[[int], None]
 
-TRANSPORTS = {"local": "ranks of one process", "shm": "host memory", "ipc": "CUDA devices of one machine"}
+TRANSPORTS = {
+    "local": "ranks of one process",
+    "shm": "host memory",
+    "ipc": "CUDA devices of one machine",
+    "nccl": "CUDA devices",
+}
 
 
 class Lanes(Mail, Protocol):
@@ -107,10 +115,10 @@ class DeviceLanes:
         self._cuda = device
         self._op_slot = plan.op_slot
         self._slots: dict[int, Tensor] = {}
-        self._num_steps = 0
+        self._reader: Callable[[], _TraceReader | None] = lambda: None
         self._host_channels = _host_channels(plan, settings, for_device=True)
         self._channels = _core.DeviceChannels(
-            self._host_channels, settings.transport or "local", device.index, settings.timeout_ms
+            self._host_channels, settings.transport, device.index, settings.timeout_ms, self._nccl_ids(settings)
         )
         self._executor = _core.StreamExecutor(
             plan.native, self._channels, list(settings.ranks), self._allocate, settings.timeout_ms, settings.trace
@@ -121,16 +129,16 @@ class DeviceLanes:
         self.wait = self._executor.wait
         self.status = self._executor.status
         self.abort = self._executor.abort
-        self.launch_graphs = self._executor.launch_graphs
+        self.run_as = self._executor.run_as
 
     def step(self, step: int) -> None:
         """See :class:`Lanes`."""
-        self._num_steps += 1
+        self._outdate_trace()
         self._executor.step(step, self._cuda.current_stream())
 
     def launched(self, step: int) -> None:
         """Say that a captured step was launched on the current stream."""
-        self._num_steps += 1
+        self._outdate_trace()
         self._executor.launched(step, self._cuda.current_stream())
 
     def slot(self, recv_op: int) -> Tensor:
@@ -140,24 +148,53 @@ class DeviceLanes:
 
     def trace_reader(self) -> Callable[[], bytes]:
         """See :class:`Lanes`. It waits for the device, and must be called before the next step."""
-        num_steps = self._num_steps
-
-        def read() -> bytes:
-            if self._num_steps != num_steps:
-                raise ConfigError("the trace of a step on a CUDA device must be read before the next step runs")
-            return self._executor.trace()
-
-        return read
+        reader = _TraceReader(self._executor)
+        self._reader = weakref.ref(reader)
+        return reader.read
 
     def close(self) -> None:
         """See :class:`Lanes`."""
+        reader = self._reader()
+        if reader is not None:  # somebody may still ask for the last step
+            with suppress(PipertError):
+                reader.read()
         self._executor.close()
         self._host_channels.close()
+
+    def _nccl_ids(self, settings: Settings) -> list[bytes]:
+        """Return an id for each edge, made by its source; none where NCCL does not connect processes. Collective."""
+        if settings.transport != "nccl" or settings.group is None:
+            return []
+        edges = self._host_channels.edges
+        mine = [_core.nccl_id().hex() if source in settings.ranks else "" for source, _ in edges]
+        made = gather(settings.group, mine)
+        return [bytes.fromhex(made[source][edge]) for edge, (source, _) in enumerate(edges)]
+
+    def _outdate_trace(self) -> None:
+        reader = self._reader()
+        if reader is not None:
+            reader.is_outdated = True
 
     def _allocate(self, slot: int, num_bytes: int) -> int:
         self._slots.pop(slot, None)
         self._slots[slot] = self._cuda.empty(num_bytes)
         return self._slots[slot].data_ptr()
+
+
+class _TraceReader:
+    """Reads what was recorded of one step, once."""
+
+    def __init__(self, executor: _core.StreamExecutor) -> None:
+        self.is_outdated = False
+        self._executor = executor
+        self._records: bytes | None = None
+
+    def read(self) -> bytes:
+        if self._records is None:
+            if self.is_outdated:
+                raise ConfigError("the trace of a step on a CUDA device must be read before the next step runs")
+            self._records = self._executor.trace()
+        return self._records
 
 
 def open_lanes(plan: Plan, settings: Settings) -> Lanes:
@@ -175,15 +212,16 @@ def choose_transport(transport: str | None, *, on_host: bool, one_process: bool)
     """
     if transport is not None and transport not in TRANSPORTS:
         raise ConfigError(f"transport is one of {', '.join(TRANSPORTS)}, not {transport!r}")
-    fitting = ["local"] if one_process else ["shm"] if on_host else ["ipc"]
-    if one_process and not on_host:
-        fitting.append("ipc")
+    if on_host:
+        fitting = ["local"] if one_process else ["shm"]
+    else:
+        fitting = ["local", "ipc", "nccl"] if one_process else ["ipc", "nccl"]
     if transport is not None and transport not in fitting:
         where = "host memory" if on_host else "a CUDA device"
         ranks = "all ranks in this process" if one_process else "a process for each rank"
         raise ConfigError(
             f"transport={transport!r} is for {TRANSPORTS[transport]}; for {where} and {ranks} there is "
-            f"{' or '.join(fitting)}"
+            f"{', '.join(fitting)}"
         )
     return transport or fitting[0]
 

@@ -63,6 +63,7 @@ class Profiling:
         """End a step, and return its result; after the last one that is asked for, write the file."""
         if result.step in self._steps:
             self._leave_step()
+            _ = result.records  # of a device they can be read until its next step
             self._kept.append(result)
             if result.step == self._steps[-1]:
                 self.close()

@@ -17,6 +17,7 @@ from pipert.engine.routes import Route, compute_ops, has_backward, rank_transfer
 from pipert.engine.speculation import RankPorts, Speculation
 from pipert.numerics import LossReduction, MicrobatchLoss
 from pipert.ops import OpKind, Scope
+from pipert.rendezvous import Group
 from pipert.replicas import Replica
 from pipert.stages import Stage, StageProtocol, Tensors
 
@@ -31,7 +32,8 @@ class Settings:
 
     Attributes:
         ranks: the ranks in this process.
-        session: names the memory that the ranks' processes share; None if all ranks live in this process.
+        group: the ranks' process group, and
+        session: what names the memory that they share; None if all ranks live in this process.
         device: where the stages' tensors lie.
         transport: how messages travel.
         trace: whether to record, on a CUDA device, when every op begins and ends.
@@ -45,6 +47,7 @@ class Settings:
     """
 
     ranks: tuple[int, ...]
+    group: Group | None
     session: str | None
     device: Device
     transport: str
@@ -59,9 +62,17 @@ class Settings:
 
 
 class Runner:
-    """Runs the steps of one plan."""
+    """Runs the steps of one plan.
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
+    Args:
+        plan: what to run.
+        settings: with what.
+        through: what stands before each handler, given its place among the compute ops; None calls them directly.
+    """
+
+    def __init__(
+        self, plan: Plan, settings: Settings, through: Callable[[int, Handler], Handler] | None = None
+    ) -> None:
         self.plan = plan
         self.training = has_backward(plan)
         self.lanes = open_lanes(plan, settings)
@@ -71,7 +82,8 @@ class Runner:
         self._loss = Loss(settings.loss_fn, settings.loss_reduction, plan, check_at_once=settings.device.is_host)
         self._drivers = self._make_drivers(settings)
         self._speculation = settings.speculation if self.training else None
-        self.lanes.bind(self._make_handlers(settings.ranks))
+        handlers = self._make_handlers(settings.ranks)
+        self.lanes.bind(handlers if through is None else [through(*each) for each in enumerate(handlers)])
 
     def step(self, step: int, inputs: Sequence[Tensors], targets: Sequence[Any]) -> list[MicrobatchLoss | None]:
         """Run one step; return the loss of each microbatch, None where another rank has it or there is none."""

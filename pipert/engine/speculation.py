@@ -6,7 +6,7 @@ copies, so that the result is that of :class:`pipert.finish.Finish` to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -134,7 +134,7 @@ class Speculation:
             return
         if rank == self._last_rank:
             self._total = self._finish.norm_of_model(self._norms)
-        self._saved = _Saved(self._finish.tensors(), self._optimizer, self._step)
+        self._saved = _Saved(self._finish.parameters(), self._optimizer, self._step)
         self._stepped = self._finish.needs_no_clipping(global_norm(self._norms))
         if self._stepped:
             self._optimizer.step()
@@ -150,7 +150,7 @@ class Speculation:
 class _Saved:
     """Parameters and optimizer as they were before a step."""
 
-    def __init__(self, tensors: list[Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
+    def __init__(self, tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
         self.step = step
         self._optimizer = optimizer
         masters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

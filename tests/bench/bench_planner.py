@@ -1,16 +1,12 @@
-"""Planning at scale for pytest-benchmark: `make bench`. Figures and bars stand in ``extra_info``."""
+"""Planning at scale for pytest-benchmark: `make bench`."""
 
 import pytest
-from rich.console import Console
+from figures import measure
 
-from pipert.bench.figure import as_json, as_table
 from pipert.bench.planner import PARTS
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("part", PARTS)
 def test_part(benchmark, part):
-    figures = benchmark.pedantic(PARTS[part], rounds=1)
-    benchmark.extra_info["figures"] = as_json(figures)
-    print()
-    Console(highlight=False, width=160).print(as_table(figures))
+    measure(benchmark, PARTS[part])

@@ -10,9 +10,9 @@ import os
 import weakref
 
 import torch
+from libraries import fake_cuda, fake_nccl
 
-from build import fake_cuda
-from pipert.engine import engine, lanes
+from pipert.engine import engine, graphed, lanes
 from pipert.engine.device import CudaDevice
 
 
@@ -25,6 +25,8 @@ class FakeDevice(CudaDevice):
         stream = ctypes.c_void_p()
         self.call("cuStreamCreateWithPriority", ctypes.byref(stream), 1, 0)
         self.stream = stream.value
+        self.parameters = []  # whose gradients a captured step makes
+        self.num_random = 0
 
     def use_context(self):
         context, current = ctypes.c_void_p(), ctypes.c_void_p()
@@ -47,6 +49,32 @@ class FakeDevice(CudaDevice):
 
     def synchronize(self):
         self.call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
+
+    def capture(self, run):
+        """Run instead of capturing; a launch runs again and puts what comes out where it was the first time."""
+        losses = run()
+        grads = {id(p): p.grad for p in self.parameters}
+
+        def launch():
+            for parameter in self.parameters:
+                parameter.grad = None
+            for held, loss in zip(losses, run(), strict=True):
+                held.value.copy_(loss.value)
+            for parameter in self.parameters:
+                grads[id(parameter)].copy_(parameter.grad)
+
+        return losses, launch
+
+    def capture_op(self, run):
+        """Run, and capture nothing: launches of the graph change nothing."""
+        run()
+        graph = ctypes.c_void_p()
+        self.call("cuStreamBeginCapture_v2", ctypes.c_void_p(self.stream), 2)
+        self.call("cuStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
+        return graph.value
+
+    def random_offset(self):
+        return self.num_random
 
     def empty(self, num_bytes):
         if num_bytes == 0:
@@ -73,14 +101,18 @@ class FakeDeviceLanes(lanes.DeviceLanes):
         self.bind = lambda handlers: bind([after_waiting(handler) for handler in handlers])
 
     def step(self, step):
-        """What a stream's order protects on a device is the host's memory here, free for anyone once it is dropped."""
         super().step(step)
-        self._cuda.synchronize()
+        self._cuda.synchronize()  # what is freed now is used again at once, not in the order of a stream
 
 
-def install():
-    """From now on, for every engine that is made in this process."""
+def install(transport=None):
+    """From now on, for every engine that is made in this process; ``transport`` is what they use by default."""
     os.environ.setdefault("PIPERT_LIBCUDA", str(fake_cuda()))
+    if transport is not None:
+        os.environ.setdefault("PIPERT_NCCL", str(fake_nccl()))
+        choose = engine.choose_transport
+        engine.choose_transport = lambda asked, **place: choose(asked or transport, **place)
     device = FakeDevice()
     engine.device_of = lambda stages: device
-    lanes.DeviceLanes = FakeDeviceLanes
+    lanes.DeviceLanes = graphed.DeviceLanes = FakeDeviceLanes
+    return device

@@ -2,21 +2,19 @@
 // driver reads its settings once.
 
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <filesystem>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "core/clock.h"
 #include "driver_api.h"
 #include "expect.h"
+#include "fake_device.h"
 #include "process.h"
 
 namespace {
@@ -25,23 +23,10 @@ using namespace fake_cuda;
 
 constexpr size_t kBytes = 4096;
 
-#define OK(call) EXPECT((call) == CUDA_SUCCESS)
-
-CUcontext use_device(int ordinal = 0) {
-  CUdevice device = -1;
-  CUcontext context = nullptr;
-  OK(cuInit(0));
-  OK(cuDeviceGet(&device, ordinal));
-  OK(cuDevicePrimaryCtxRetain(&context, device));
-  OK(cuCtxSetCurrent(context));
-  return context;
-}
-
-CUstream make_stream() {
-  CUstream stream = nullptr;
-  OK(cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, -1));
-  return stream;
-}
+uint64_t allocate() { return ::allocate(kBytes); }
+bool filled(uint64_t address, unsigned char value) { return ::filled(address, value, kBytes); }
+using ::allocate;
+using ::filled;
 
 CUevent make_event(unsigned flags = 0) {
   CUevent event = nullptr;
@@ -49,33 +34,7 @@ CUevent make_event(unsigned flags = 0) {
   return event;
 }
 
-uint64_t allocate(size_t bytes = kBytes) {
-  uint64_t address = 0;
-  OK(cuMemAlloc_v2(&address, bytes));
-  return address;
-}
-
-template <class Type>
-Type* at(uint64_t address) {
-  return reinterpret_cast<Type*>(address);
-}
-
 uint64_t address_of(const void* place) { return reinterpret_cast<uint64_t>(place); }
-
-std::atomic_ref<uint32_t> word(uint64_t address) { return std::atomic_ref<uint32_t>(*at<uint32_t>(address)); }
-
-// A stream gets past a gate once it was opened.
-struct Gate {
-  Gate() : flag(allocate(4)) { word(flag).store(0); }
-  void hold(CUstream stream) const { OK(cuStreamWaitValue32_v2(stream, flag, 1, CU_STREAM_WAIT_VALUE_GEQ)); }
-  void open() const { word(flag).store(1); }
-  uint64_t flag;
-};
-
-bool filled(uint64_t address, unsigned char value, size_t bytes = kBytes) {
-  const auto* const place = at<unsigned char>(address);
-  return std::all_of(place, place + bytes, [&](unsigned char found) { return found == value; });
-}
 
 void streams_work_in_order_and_the_calls_only_enqueue() {
   use_device();
@@ -266,21 +225,6 @@ void host_memory_is_registered_once() {
   EXPECT(cuMemFreeHost(pinned) == CUDA_ERROR_INVALID_VALUE);
 }
 
-struct Pipe {
-  Pipe() { EXPECT(pipe2(ends, O_CLOEXEC) == 0); }
-  template <class Type>
-  void put(const Type& value) const {
-    EXPECT(write(ends[1], &value, sizeof value) == sizeof value);
-  }
-  template <class Type>
-  Type take() const {
-    Type value;
-    EXPECT(read(ends[0], &value, sizeof value) == sizeof value);
-    return value;
-  }
-  int ends[2];
-};
-
 void import_and_answer(const Pipe& handles, const Pipe& answers) {
   use_device();
   const auto handle = handles.take<CUipcMemHandle>();
@@ -307,12 +251,7 @@ void import_and_answer(const Pipe& handles, const Pipe& answers) {
 void memory_is_shared_between_processes() {
   const Pipe handles;
   const Pipe answers;
-  std::fflush(nullptr);
-  const pid_t importer = fork();
-  if (importer == 0) {
-    import_and_answer(handles, answers);
-    std::exit(0);
-  }
+  const pid_t importer = start_child([&] { import_and_answer(handles, answers); });
   use_device();
   const uint64_t memory = allocate();
   word(memory).store(0);
@@ -331,8 +270,7 @@ void memory_is_shared_between_processes() {
   OK(cuMemFree_v2(memory));
   handles.put('x');
   EXPECT(answers.take<char>() == 'x');
-  int status = -1;
-  EXPECT(waitpid(importer, &status, 0) == importer && status == 0);
+  EXPECT(status_of(importer) == 0);
 }
 
 CUgraphExec instantiate(CUgraph graph) {
@@ -664,8 +602,7 @@ void host_functions_and_forked_children_may_not_call_the_driver() {
   EXPECT(result == CUDA_ERROR_NOT_PERMITTED);
   const pid_t child = fork();
   if (child == 0) _exit(cuInit(0) == CUDA_ERROR_NOT_INITIALIZED ? 0 : 1);
-  int status = -1;
-  EXPECT(waitpid(child, &status, 0) == child && status == 0);
+  EXPECT(status_of(child) == 0);
 }
 
 // The process ends though a stream, a graph's branch and a queue behind them still wait.
@@ -712,26 +649,16 @@ void reads_after(unsigned how) {
 void a_missing_wait_is_a_race() {
   constexpr int kRaceFound = 66;
   const auto status = [](unsigned how) {
-    return status_of_child({}, [&] {
+    return status_of(start_child([&] {
       if (how == 0) EXPECT(std::freopen("/dev/null", "w", stderr) != nullptr);
       reads_after(how);
-    });
+    }));
   };
   EXPECT(WEXITSTATUS(status(0)) == kRaceFound);
   EXPECT(status(1) == 0);
   EXPECT(status(2) == 0);
 }
 #endif
-
-void test(const char* name, void (*body)(), const Environment& environment = {}) {
-  const int64_t start_ns = pipert::now_ns();
-  const int status = status_of_child(environment, body);
-  if (status != 0) std::fprintf(stderr, "%s: status %d\n", name, status);
-  EXPECT(status == 0);
-  EXPECT(pipert::now_ns() - start_ns < 30'000'000'000);
-}
-
-#define TEST(body, ...) test(#body, body __VA_OPT__(, ) __VA_ARGS__)
 
 }  // namespace
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake.build import fake_cuda
+from fake.libraries import fake_cuda
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "core/log.h"
+#include "device/cuda/timed_driver.h"
 
 namespace pipert::cuda {
 namespace {
@@ -64,18 +65,25 @@ Loaded load() {
   return loaded;
 }
 
-const Loaded& loaded() {
-  static const Loaded once = load();
+struct Opened {
+  Loaded loaded = load();
+  DriverApi called = timed_if_asked(loaded.api);
+};
+
+const Opened& opened() {
+  static const Opened once;
   return once;
 }
+
+const Loaded& loaded() { return opened().loaded; }
 
 }  // namespace
 
 const DriverApi& driver() {
-  const Loaded& found = loaded();
-  if (!found.problem.empty()) [[unlikely]]
-    throw CudaError(found.problem);
-  return found.api;
+  const Opened& found = opened();
+  if (!found.loaded.problem.empty()) [[unlikely]]
+    throw CudaError(found.loaded.problem);
+  return found.called;
 }
 
 bool driver_works() noexcept { return loaded().problem.empty(); }

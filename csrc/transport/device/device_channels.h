@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -11,17 +13,19 @@
 #include "transport/device/device_end.h"
 #include "transport/device/device_slots.h"
 #include "transport/device/ipc_edge.h"
+#include "transport/nccl/nccl_api.h"
 
 namespace pipert {
 
-enum class DeviceTransport { kLocal, kIpc };
+enum class DeviceTransport { kLocal, kIpc, kNccl };
 
 class DeviceChannels {
  public:
-  // On `device`, whose context becomes current if none is. `host` was made with kAnnouncements ring entries. Returns
-  // when every edge between processes has carried bytes. Throws CudaError, TransportError, PeerLost, ConfigError.
+  // On `device`, whose context becomes current if none is. `host` was made with kAnnouncements ring entries.
+  // `nccl_ids`: of the topology's edges, for NCCL between processes. Returns when every edge between processes has
+  // carried bytes. Throws CudaError, TransportError, PeerLost, ConfigError.
   DeviceChannels(std::shared_ptr<Channels> host, DeviceTransport transport, int device, int64_t timeout_ms,
-                 const Interrupt& interrupt = {});
+                 const Interrupt& interrupt = {}, std::span<const nccl::UniqueId> nccl_ids = {});
   DeviceChannels(const DeviceChannels&) = delete;
   DeviceChannels& operator=(const DeviceChannels&) = delete;
 
@@ -38,12 +42,19 @@ class DeviceChannels {
 
   // Ends waits of the device for peers, after a failure. From any thread, again and again.
   void release() noexcept;
+  // What has gone wrong with a message on the device, if something has. From any thread.
+  std::optional<std::string> fault() noexcept;
 
  private:
   void add_local(size_t edge);
   void add_ipc(int32_t edge);
+  void add_nccl(int32_t edge, std::span<const nccl::UniqueId> ids, int64_t timeout_ns, const Interrupt& interrupt);
   HostWait wait_on(const Edge& edge, int64_t deadline_ns, const Interrupt& interrupt) const;
+  struct Probe;
   void try_edges(int64_t deadline_ns, const Interrupt& interrupt);
+  void offer_probe(size_t edge, Probe& probe);
+  void send_probe(size_t edge, Probe& probe, const HostWait& wait);
+  void receive_probe(size_t edge, Probe& probe, const HostWait& wait);
 
   std::shared_ptr<Channels> host_;
   DeviceTransport transport_;

@@ -7,13 +7,15 @@
 //   receive(slot)  on its lane: waits for the bytes
 //
 // Slots are numbered as the topology numbers them on their edge; one more, the last, is for trying the edge.
-// One thread calls everything but release().
+// One thread calls everything but release() and fault().
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "device/cuda/stream.h"
@@ -47,6 +49,8 @@ class DeviceSendEnd {
   virtual void send(uint32_t slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait& wait) = 0;
   // From any thread, again and again: ends waits of the device for a peer that will not come.
   virtual void release() noexcept {}
+  // From any thread: what has gone wrong on the device, if something has.
+  virtual std::optional<std::string> fault() noexcept { return std::nullopt; }
 };
 
 class DeviceRecvEnd {
@@ -61,9 +65,11 @@ class DeviceRecvEnd {
   // Makes `slot`, which is free, large enough, and lets the sender know.
   virtual void prepare(uint32_t slot, size_t num_bytes) = 0;
   // Lets `lane` wait until the next message lies in `slot`, which was prepared for it.
-  virtual void receive(uint32_t slot, std::span<const uint64_t> segment_bytes, cuda::StreamView lane) = 0;
+  virtual void receive(uint32_t slot, std::span<const uint64_t> segment_bytes, cuda::StreamView lane,
+                       const HostWait& wait) = 0;
   // As above.
   virtual void release() noexcept {}
+  virtual std::optional<std::string> fault() noexcept { return std::nullopt; }
 };
 
 }  // namespace pipert

@@ -65,7 +65,7 @@ void IpcRecvEnd::prepare(uint32_t slot, size_t num_bytes) {
   described.capacity.store(place.capacity, std::memory_order_release);
 }
 
-void IpcRecvEnd::receive(uint32_t slot, std::span<const uint64_t>, cuda::StreamView lane) {
+void IpcRecvEnd::receive(uint32_t slot, std::span<const uint64_t>, cuda::StreamView lane, const HostWait&) {
   lane.wait_until_equal(slots_->arrived(slot), 1);
   lane.write(slots_->arrived(slot), 0);
 }

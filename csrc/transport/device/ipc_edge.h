@@ -70,7 +70,8 @@ class IpcRecvEnd final : public DeviceRecvEnd {
   void offer(uint32_t slot, cuda::StreamView offers) override { offers.write(slots_->posted(slot), 1); }
   Announcement announced(const HostWait& wait) override { return announcements_.take(wait); }
   void prepare(uint32_t slot, size_t num_bytes) override;
-  void receive(uint32_t slot, std::span<const uint64_t> segment_bytes, cuda::StreamView lane) override;
+  void receive(uint32_t slot, std::span<const uint64_t> segment_bytes, cuda::StreamView lane,
+               const HostWait& wait) override;
   void release() noexcept override { slots_->release(); }
 
  private:

@@ -28,7 +28,7 @@ Announcement LocalEdge::announced(const HostWait&) {
   return *std::exchange(announced_, std::nullopt);
 }
 
-void LocalEdge::receive(uint32_t slot, std::span<const uint64_t>, cuda::StreamView lane) {
+void LocalEdge::receive(uint32_t slot, std::span<const uint64_t>, cuda::StreamView lane, const HostWait&) {
   lane.wait(arrived_[slot].view());
 }
 

@@ -18,7 +18,8 @@ class LocalEdge final : public DeviceSendEnd, public DeviceRecvEnd {
   void offer(uint32_t slot, cuda::StreamView offers) override { offers.record(free_[slot].view()); }
   Announcement announced(const HostWait& wait) override;
   void prepare(uint32_t slot, size_t num_bytes) override { slots_->ensure(slot, num_bytes); }
-  void receive(uint32_t slot, std::span<const uint64_t> segment_bytes, cuda::StreamView lane) override;
+  void receive(uint32_t slot, std::span<const uint64_t> segment_bytes, cuda::StreamView lane,
+               const HostWait& wait) override;
   void release() noexcept override {}  // nobody waits for another process
 
  private:

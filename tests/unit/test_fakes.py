@@ -1,13 +1,13 @@
-"""The fake CUDA driver, as Python tests get it."""
+"""The fake CUDA driver and the fake NCCL, as Python tests get them."""
 
 import ctypes
 import subprocess
 import sys
 
-from fake.build import fake_cuda
+from fake.libraries import fake_cuda, fake_nccl
 
 
-def test_it_is_compiled_once_and_loads():
+def test_the_driver_is_compiled_once_and_loads():
     library = fake_cuda()
     made = library.stat().st_mtime
     assert fake_cuda() == library
@@ -17,6 +17,12 @@ def test_it_is_compiled_once_and_loads():
     assert driver.cuInit(0) == 0
     assert driver.cuDriverGetVersion(ctypes.byref(version)) == 0
     assert version.value == 13000
+
+
+def test_nccl_loads():
+    version = ctypes.c_int()
+    assert ctypes.CDLL(str(fake_nccl())).ncclGetVersion(ctypes.byref(version)) == 0
+    assert version.value == 22809
 
 
 def test_a_process_ends_though_a_stream_waits():

@@ -1,0 +1,13 @@
+"""What the host pays for work on a CUDA device, for pytest-benchmark: `make bench`."""
+
+import pytest
+from figures import measure, need_gpu
+
+from pipert.bench.launch import PARTS
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", PARTS)
+def test_part(benchmark, part):
+    need_gpu()
+    measure(benchmark, PARTS[part])
