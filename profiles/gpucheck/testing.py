@@ -12,9 +12,9 @@ from gpucheck.place import ROOT, Done, Place
 from gpucheck.rows import Row
 
 TESTS = ROOT / "tests" / "gpu"
-BESIDE_EACH_OTHER = (("test_processes.py",), ("test_failures.py", "test_train.py"))
+BESIDE_EACH_OTHER = (("test_gpu_processes.py",), ("test_gpu_failures.py", "test_gpu_train.py"))
 """These wait for their processes to start, most of the time; so they run beside each other and all the rest."""
-TIMES = ("test_trace.py",)
+TIMES = ("test_gpu_trace.py",)
 """These look at times, so nothing runs beside them."""
 
 

@@ -31,7 +31,7 @@ def test_one_queue_for_all_streams_over_ipc():
 
 
 def test_one_queue_for_all_streams_in_one_process():
-    tests = [Path(__file__).with_name(name) for name in ("test_bits.py", "test_delays.py")]
+    tests = [Path(__file__).with_name(name) for name in ("test_gpu_bits.py", "test_gpu_delays.py")]
     options = ["-q", "-m", "gpu", "-k", "zb-v or two-way or dualpipe or 1f1b", "-p", "no:cacheprovider"]
     code, out, errors = run_python("-m", "pytest", *options, *tests, CUDA_DEVICE_MAX_CONNECTIONS="1")
     assert code == 0, out[-4000:] + errors[-2000:]
