@@ -78,9 +78,10 @@ def preserved_rng() -> Iterator[None]:
 
 
 def _device_generators() -> tuple[torch.Generator, ...]:
-    if not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+    generators = torch.cuda.default_generators  # none before CUDA is in use
+    if not generators or torch.cuda.is_current_stream_capturing():
         return ()
-    return (torch.cuda.default_generators[torch.cuda.current_device()],)
+    return (generators[torch.cuda.current_device()],)
 
 
 @functools.lru_cache(maxsize=8)
