@@ -1,9 +1,6 @@
 #include "executor/watchdog.h"
 
-#include <pthread.h>
-#include <unistd.h>
-
-#include <csignal>
+#include <optional>
 #include <utility>
 
 #include "core/clock.h"
@@ -19,24 +16,16 @@ constexpr int64_t kReleaseSliceNs = 1'000'000;  // and after a failure
 }  // namespace
 
 Watchdog::Watchdog(DeviceChannels& channels, int64_t timeout_ns, std::function<std::string()> overdue)
-    : channels_(channels), timeout_ns_(timeout_ns), overdue_(std::move(overdue)), process_(getpid()) {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);  // signals belong to Python's main thread; the new thread inherits the mask
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::make_unique<std::thread>([this] { loop(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  pthread_setname_np(thread_->native_handle(), "pipert-device");
-}
+    : channels_(channels),
+      timeout_ns_(timeout_ns),
+      overdue_(std::move(overdue)),
+      thread_("pipert-device", [this] { loop(); }) {}
 
 Watchdog::~Watchdog() {
-  if (getpid() != process_) {
-    static_cast<void>(thread_.release());
-    return;
-  }
-  stop_.store(true);
-  nudges_.advance();
-  thread_->join();
+  thread_.join([this] {
+    stop_.store(true);
+    nudges_.advance();
+  });
 }
 
 void Watchdog::expect(cuda::EventView end) {

@@ -5,11 +5,10 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 
+#include "core/background_thread.h"
 #include "core/counter.h"
 #include "transport/device/device_channels.h"
 
@@ -36,14 +35,13 @@ class Watchdog {
   DeviceChannels& channels_;
   int64_t timeout_ns_;
   std::function<std::string()> overdue_;
-  int process_;  // a forked child must not join the thread, which it does not have
   std::mutex mutex_;
   cuda::EventView end_;  // guarded by mutex_, as the next two
   int64_t deadline_ns_ = 0;
   bool paused_ = false;
   Counter nudges_;
   std::atomic<bool> stop_{false};
-  std::unique_ptr<std::thread> thread_;
+  BackgroundThread thread_;
 };
 
 }  // namespace pipert

@@ -1,9 +1,5 @@
 #include "lanes/send_lane.h"
 
-#include <pthread.h>
-#include <unistd.h>
-
-#include <csignal>
 #include <utility>
 
 #include "core/clock.h"
@@ -21,31 +17,16 @@ constexpr size_t kInlineBytes = 256 << 10;
 
 SendLane::SendLane(int32_t rank, int32_t peer, std::vector<SendOp> ops, SendEnd& end, Channels& channels,
                    int64_t timeout_ns)
-    : rank_(rank),
-      peer_(peer),
-      ops_(std::move(ops)),
-      end_(end),
-      channels_(channels),
-      timeout_ns_(timeout_ns),
-      process_(getpid()) {
+    : rank_(rank), peer_(peer), ops_(std::move(ops)), end_(end), channels_(channels), timeout_ns_(timeout_ns) {
   cursor_.ops_per_step = ops_.size();
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);  // signals belong to Python's main thread; the new thread inherits the mask
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::make_unique<std::thread>([this] { loop(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  pthread_setname_np(thread_->native_handle(), ("pipert-send-" + std::to_string(peer)).substr(0, 15).c_str());
+  thread_ = BackgroundThread("pipert-send-" + std::to_string(peer), [this] { loop(); });
 }
 
 SendLane::~SendLane() {
-  if (getpid() != process_) {
-    static_cast<void>(thread_.release());
-    return;
-  }
-  stop_.store(true);
-  nudges_.advance();
-  thread_->join();
+  thread_.join([this] {
+    stop_.store(true);
+    nudges_.advance();
+  });
 }
 
 void SendLane::nudge() {

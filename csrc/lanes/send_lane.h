@@ -4,12 +4,11 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "core/background_thread.h"
 #include "lanes/cursor.h"
 #include "lanes/recv_lane.h"
 #include "trace/nvtx.h"
@@ -68,13 +67,12 @@ class SendLane {
   SendEnd& end_;
   Channels& channels_;
   int64_t timeout_ns_;
-  int process_;  // a forked child must not join the thread, which it does not have
   Cursor cursor_;
   std::mutex mutex_;  // held by whoever runs ops of this lane: its thread or the compute thread
   Counter nudges_;    // there may be something to do
   std::atomic<bool> stop_{false};
   std::atomic<int32_t> waiting_op_{-1};
-  std::unique_ptr<std::thread> thread_;
+  BackgroundThread thread_;
 };
 
 }  // namespace pipert

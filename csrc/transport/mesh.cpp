@@ -292,13 +292,7 @@ UniqueFd Mesh::take_fd(int32_t peer, int64_t deadline_ns, const Interrupt& inter
 }
 
 void Mesh::watch(FailureFlag& failure) {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);  // signals belong to Python's main thread; the new thread inherits the mask
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::make_unique<std::thread>([this, &failure] { watch_loop(failure); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  pthread_setname_np(thread_->native_handle(), "pipert-watch");
+  thread_ = BackgroundThread("pipert-watch", [this, &failure] { watch_loop(failure); });
 }
 
 void Mesh::watch_loop(FailureFlag& failure) noexcept {
@@ -374,14 +368,10 @@ void Mesh::close() noexcept {
     closed_ = true;
     send_all(std::string(1, kGoodbye));
   }
-  if (thread_ && getpid() != process_) {
-    static_cast<void>(thread_.release());  // the thread exists only in the parent
-  } else if (thread_) {
+  thread_.join([this] {
     const uint64_t one = 1;
     if (write(stop_.get(), &one, sizeof one) != sizeof one) log_warning(system_error("cannot stop the watchdog"));
-    thread_->join();
-    thread_.reset();
-  }
+  });
   for (UniqueFd& socket : sockets_) socket.reset();
   for (UniqueFd& process : processes_) process.reset();
 }

@@ -8,9 +8,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "core/background_thread.h"
 #include "core/failure.h"
 #include "core/unique_fd.h"
 
@@ -58,12 +58,12 @@ class Mesh {
   void send_all(const std::string& message) noexcept;
 
   MeshAddress address_;
-  int process_;  // a forked child must neither speak for this process nor join its thread
+  int process_;  // a forked child must not speak for this process
   std::vector<UniqueFd> sockets_;
   std::vector<UniqueFd> processes_;  // pidfds: notice a death even if a forked child keeps the socket open
   std::unique_ptr<std::atomic<bool>[]> left_;
   UniqueFd stop_;
-  std::unique_ptr<std::thread> thread_;
+  BackgroundThread thread_;
   std::mutex send_mutex_;  // guards told_ and closed_
   bool told_ = false;
   bool closed_ = false;

@@ -43,7 +43,6 @@ inline constexpr unsigned kIpcLazyEnablePeerAccess = 1;
   X(get_error_string, "cuGetErrorString", (Result, const char**))                                            \
   X(device_get, "cuDeviceGet", (Device*, int))                                                               \
   X(device_get_count, "cuDeviceGetCount", (int*))                                                            \
-  X(device_get_name, "cuDeviceGetName", (char*, int, Device))                                                \
   X(primary_ctx_retain, "cuDevicePrimaryCtxRetain", (Context**, Device))                                     \
   X(ctx_get_current, "cuCtxGetCurrent", (Context**))                                                         \
   X(ctx_set_current, "cuCtxSetCurrent", (Context*))                                                          \

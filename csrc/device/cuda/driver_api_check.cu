@@ -38,7 +38,6 @@ PIPERT_CUDA_ALIKE(get_error_name, cuGetErrorName);
 PIPERT_CUDA_ALIKE(get_error_string, cuGetErrorString);
 PIPERT_CUDA_ALIKE(device_get, cuDeviceGet);
 PIPERT_CUDA_ALIKE(device_get_count, cuDeviceGetCount);
-PIPERT_CUDA_ALIKE(device_get_name, cuDeviceGetName);
 PIPERT_CUDA_ALIKE(primary_ctx_retain, cuDevicePrimaryCtxRetain);
 PIPERT_CUDA_ALIKE(ctx_get_current, cuCtxGetCurrent);
 PIPERT_CUDA_ALIKE(ctx_set_current, cuCtxSetCurrent);

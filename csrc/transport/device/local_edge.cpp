@@ -15,12 +15,16 @@ LocalEdge::LocalEdge(std::shared_ptr<DeviceSlots> slots) : slots_(std::move(slot
 }
 
 // A plan sends and receives a message in adjacent rows, and offers its slot before both.
-void LocalEdge::send(uint32_t slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait&) {
+void LocalEdge::send(uint32_t slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait& wait) {
   prepare(slot, packed_bytes(message.segments));
   lane.wait(free_[slot].view());
-  copy_segments(slots_->at(slot).address, message.segments, lane);
+  move(slots_->at(slot).address, message, lane, wait);
   lane.record(arrived_[slot].view());
   if (!message.known) announced_ = announcement_of(message);
+}
+
+void LocalEdge::move(cuda::Address slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait&) {
+  copy_segments(slot, message.segments, lane);
 }
 
 Announcement LocalEdge::announced(const HostWait&) {

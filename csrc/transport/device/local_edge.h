@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "transport/device/device_end.h"
@@ -10,7 +11,7 @@
 
 namespace pipert {
 
-class LocalEdge final : public DeviceSendEnd, public DeviceRecvEnd {
+class LocalEdge : public DeviceSendEnd, public DeviceRecvEnd {
  public:
   explicit LocalEdge(std::shared_ptr<DeviceSlots> slots);
 
@@ -21,6 +22,11 @@ class LocalEdge final : public DeviceSendEnd, public DeviceRecvEnd {
   void receive(uint32_t slot, std::span<const uint64_t> segment_bytes, cuda::StreamView lane,
                const HostWait& wait) override;
   void release() noexcept override {}  // nobody waits for another process
+  std::optional<std::string> fault() noexcept override { return std::nullopt; }
+
+ protected:
+  // Enqueues the bytes of a message on their way into the slot that begins at `slot`.
+  virtual void move(cuda::Address slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait& wait);
 
  private:
   std::shared_ptr<DeviceSlots> slots_;

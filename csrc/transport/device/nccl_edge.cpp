@@ -1,6 +1,7 @@
 #include "transport/device/nccl_edge.h"
 
 #include <utility>
+#include <vector>
 
 #include "core/clock.h"
 #include "core/error.h"
@@ -57,31 +58,11 @@ void NcclRecvEnd::receive(uint32_t slot, std::span<const uint64_t> segment_bytes
 }
 
 NcclSelfEdge::NcclSelfEdge(NcclCommunicator communicator, std::shared_ptr<DeviceSlots> slots, int64_t timeout_ns)
-    : communicator_(std::move(communicator)), slots_(std::move(slots)), timeout_ns_(timeout_ns) {
-  for (uint32_t slot = 0; slot < slots_->num_slots(); ++slot) {
-    free_.emplace_back(cuda::Timing::kOff);
-    arrived_.emplace_back(cuda::Timing::kOff);
-  }
-}
+    : LocalEdge(std::move(slots)), communicator_(std::move(communicator)), timeout_ns_(timeout_ns) {}
 
-void NcclSelfEdge::send(uint32_t slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait& wait) {
-  Announcement announcement = announcement_of(message);
-  prepare(slot, announcement.packed_bytes());
-  lane.wait(free_[slot].view());
-  communicator_.send_to_self(buffers_of(message.segments),
-                             buffers_in(slots_->at(slot).address, announcement.segment_bytes), lane.get(),
-                             now_ns() + timeout_ns_, interrupt_by(wait));
-  lane.record(arrived_[slot].view());
-  if (!message.known) announced_ = std::move(announcement);
-}
-
-Announcement NcclSelfEdge::announced(const HostWait&) {
-  PIPERT_CHECK(announced_.has_value(), "a message is received before it is sent");
-  return *std::exchange(announced_, std::nullopt);
-}
-
-void NcclSelfEdge::receive(uint32_t slot, std::span<const uint64_t>, cuda::StreamView lane, const HostWait&) {
-  lane.wait(arrived_[slot].view());
+void NcclSelfEdge::move(cuda::Address slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait& wait) {
+  communicator_.send_to_self(buffers_of(message.segments), buffers_in(slot, announcement_of(message).segment_bytes),
+                             lane.get(), now_ns() + timeout_ns_, interrupt_by(wait));
 }
 
 }  // namespace pipert

@@ -6,11 +6,11 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "transport/device/announcer.h"
 #include "transport/device/device_end.h"
 #include "transport/device/device_slots.h"
+#include "transport/device/local_edge.h"
 #include "transport/nccl/nccl_communicator.h"
 
 namespace pipert {
@@ -48,25 +48,17 @@ class NcclRecvEnd final : public DeviceRecvEnd {
 };
 
 // Both ends in this process: NCCL sends to itself.
-class NcclSelfEdge final : public DeviceSendEnd, public DeviceRecvEnd {
+class NcclSelfEdge final : public LocalEdge {
  public:
   NcclSelfEdge(NcclCommunicator communicator, std::shared_ptr<DeviceSlots> slots, int64_t timeout_ns);
-  void send(uint32_t slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait& wait) override;
-  void offer(uint32_t slot, cuda::StreamView offers) override { offers.record(free_[slot].view()); }
-  Announcement announced(const HostWait& wait) override;
-  void prepare(uint32_t slot, size_t num_bytes) override { slots_->ensure(slot, num_bytes); }
-  void receive(uint32_t slot, std::span<const uint64_t> segment_bytes, cuda::StreamView lane,
-               const HostWait& wait) override;
   void release() noexcept override { communicator_.abort(); }
   std::optional<std::string> fault() noexcept override { return communicator_.poll(); }
 
  private:
+  void move(cuda::Address slot, const DeviceMessage& message, cuda::StreamView lane, const HostWait& wait) override;
+
   NcclCommunicator communicator_;
-  std::shared_ptr<DeviceSlots> slots_;
   int64_t timeout_ns_;
-  std::vector<cuda::Event> free_;     // per slot: it may be written
-  std::vector<cuda::Event> arrived_;  // per slot: it has been
-  std::optional<Announcement> announced_;
 };
 
 }  // namespace pipert
