@@ -46,7 +46,9 @@ def _native() -> tuple[Finding, ...]:
         from pipert.errors import CudaError
 
         core = _core.__version__
-        kernels = _core.cuda_kernel_architectures() or None
+        kernels = (
+            ", ".join(f"sm_{each.removesuffix('-real')}" for each in _core.cuda_kernel_architectures().split()) or None
+        )
         nvtx = "built in" if _core.built_with_nvtx() else None
         try:
             devices = f"{_core.cuda_device_count()}, driver for CUDA {_cuda_version(_core.cuda_driver_version())}"
