@@ -98,9 +98,12 @@ class CudaDevice:
         self._op_graphs.append(graph)
         return int(graph.raw_cuda_graph())
 
-    def random_offset(self) -> int:
-        """Return how many random numbers the device's default generator has drawn since it was seeded."""
-        return int(torch.cuda.default_generators[self.index].get_offset())
+    def draws(self, run: Callable[[], None]) -> bool:
+        """Call ``run``, which may seed the device's default generator; return whether it has drawn from it."""
+        generator = torch.cuda.default_generators[self.index]
+        generator.set_offset(0)  # where seeding puts it, too
+        run()
+        return bool(generator.get_offset())
 
     def empty(self, num_bytes: int) -> Tensor:
         """Allocate ``[num_bytes]`` bytes."""

@@ -124,9 +124,7 @@ class _OpGraphs:
         self._run_as = run_as
 
     def _watch(self, index: int, handler: Handler, microbatch: int) -> None:
-        before = self._device.random_offset()
-        handler(microbatch)
-        if self._device.random_offset() != before:
+        if self._device.draws(lambda: handler(microbatch)):
             raise ConfigError(
                 f"cuda_graph='op': {self._texts[index]} draws random numbers on the device, and its graph would draw "
                 "the same ones each time; use cuda_graph=True, or no graphs",

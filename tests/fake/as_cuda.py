@@ -73,8 +73,10 @@ class FakeDevice(CudaDevice):
         self.call("cuStreamEndCapture", ctypes.c_void_p(self.stream), ctypes.byref(graph))
         return graph.value
 
-    def random_offset(self):
-        return self.num_random
+    def draws(self, run):
+        self.num_random = 0
+        run()
+        return self.num_random > 0
 
     def empty(self, num_bytes):
         if num_bytes == 0:
