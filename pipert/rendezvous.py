@@ -41,10 +41,11 @@ def meet(group: Group, plan: Plan, options: Mapping[str, Any], fault: Exception 
         The session id.
 
     Raises:
-        ConfigError: the group has another number of ranks than the plan, the ranks have different plans or options,
-            or another rank brought a ``fault``.
+        ConfigError: the group has another number of ranks than the plan, or moves no host memory; the ranks have
+            different plans or options; or another rank brought a ``fault``.
         TransportError: the ranks are not all on one machine.
     """
+    _check_host_memory(group)
     about = {
         "machine": _machine(),
         "host": socket.gethostname(),
@@ -74,6 +75,16 @@ def gather(group: Group, value: Any) -> list[Any]:
     parts = [torch.empty_like(padded) for _ in range(num_ranks)]
     dist.all_gather(parts, padded, group=group)
     return [json.loads(bytes(part[:length].tolist())) for part, length in zip(parts, lengths, strict=True)]
+
+
+def _check_host_memory(group: Group) -> None:
+    try:
+        group._get_backend(torch.device("cpu"))
+    except RuntimeError as error:
+        raise ConfigError(
+            "the process group moves no tensors of host memory, over which the ranks meet; make it with "
+            f"init_process_group('cpu:gloo,cuda:nccl') or 'gloo' ({error})"
+        ) from None
 
 
 def _check_peers(peers: list[dict[str, Any]]) -> None:

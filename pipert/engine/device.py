@@ -36,7 +36,7 @@ class CudaDevice:
     def __init__(self, index: int) -> None:
         self.index = index
         self.torch_device = torch.device("cuda", index)
-        self._op_stream: torch.cuda.Stream | None = None
+        self._side: torch.cuda.Stream | None = None
         self._op_pool: Any = None
         self._op_graphs: list[torch.cuda.CUDAGraph] = []
 
@@ -48,6 +48,15 @@ class CudaDevice:
         """Return the handle (``cudaStream_t``) of torch's current stream."""
         return int(torch.cuda.current_stream(self.torch_device).cuda_stream)
 
+    def warm_up(self, run: Callable[[], Result]) -> Result:
+        """Call ``run`` on the stream on which it will be captured: what autograd keeps of a stream is of that one."""
+        side, current = self._side_stream(), torch.cuda.current_stream(self.torch_device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            result = run()
+        current.wait_stream(side)
+        return result
+
     def capture(self, run: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
         """Capture what ``run`` enqueues; return its result, and what launches the graph on the current stream.
 
@@ -55,19 +64,7 @@ class CudaDevice:
             ConfigError: something in it cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
-        fault: Exception | None = None
-        result: Result | None = None
-        try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                try:
-                    result = run()
-                except Exception as error:
-                    fault = error
-        except RuntimeError as error:  # what cannot be captured spoils the end of the capture, too
-            fault = fault or error
-        if fault is not None:
-            raise _not_capturable(fault) from fault
-        return result, graph.replay  # type: ignore[return-value]  # run() came to its end
+        return self._capture(graph, run), graph.replay
 
     def capture_op(self, run: Callable[[], None]) -> int:
         """Capture what ``run`` enqueues, in memory shared with earlier calls; return the ``cudaGraph_t``.
@@ -77,26 +74,34 @@ class CudaDevice:
         Raises:
             ConfigError: something in it cannot be captured.
         """
-        if self._op_stream is None:
-            self._op_stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
-            self._op_pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
+        self._op_pool = self._op_pool or torch.cuda.graph_pool_handle()
+        self._capture(graph, run, pool=self._op_pool)
+        self._op_graphs.append(graph)
+        return int(graph.raw_cuda_graph())
+
+    def _side_stream(self) -> torch.cuda.Stream:
+        if self._side is None:
+            self._side = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        return self._side
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, run: Callable[[], Result], **options: Any) -> Result:
+        side = self._side_stream()
+        side.wait_stream(torch.cuda.current_stream(self.torch_device))
         fault: Exception | None = None
-        self._op_stream.wait_stream(torch.cuda.current_stream(self.torch_device))
-        with torch.cuda.stream(self._op_stream):
-            graph.capture_begin(pool=self._op_pool, capture_error_mode="thread_local")
+        with torch.cuda.stream(side):
+            graph.capture_begin(capture_error_mode="thread_local", **options)
             try:
-                run()
+                result = run()
             except Exception as error:
                 fault = error
             try:
                 graph.capture_end()
-            except RuntimeError as error:
+            except RuntimeError as error:  # what cannot be captured spoils the end of the capture, too
                 fault = fault or error
         if fault is not None:
             raise _not_capturable(fault) from fault
-        self._op_graphs.append(graph)
-        return int(graph.raw_cuda_graph())
+        return result
 
     def draws(self, run: Callable[[], None]) -> bool:
         """Call ``run``, which may seed the device's default generator; return whether it has drawn from it."""

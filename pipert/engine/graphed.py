@@ -65,7 +65,7 @@ class GraphedRunner:
         self._gradients.check_dropped()
         self._num_steps += 1
         if self._num_steps <= _NUM_WARM_UP_STEPS:
-            return self.runner.step(step, inputs, targets)
+            return self._device.warm_up(lambda: self.runner.step(step, inputs, targets))
         if self._num_steps == _NUM_WARM_UP_STEPS + 1:
             self._inputs = [tuple(tensor.detach().clone() for tensor in tensors) for tensors in inputs]
             self._targets = [_copied(target) for target in targets]

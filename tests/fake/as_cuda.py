@@ -50,6 +50,9 @@ class FakeDevice(CudaDevice):
     def synchronize(self):
         self.call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
 
+    def warm_up(self, run):
+        return run()
+
     def capture(self, run):
         """Run instead of capturing; a launch runs again and puts what comes out where it was the first time."""
         losses = run()

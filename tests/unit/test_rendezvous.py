@@ -83,3 +83,12 @@ def test_a_group_that_fails_at_the_end_of_a_step_is_a_transport_error(group, mon
         TransportError, match="rank 0: the process group failed at the end of step 4: connection closed"
     ):
         finish(4, torch.tensor(1), per_token=True)
+
+
+def test_a_group_that_moves_no_host_memory_is_refused():
+    dist.init_process_group("cuda:gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        with pytest.raises(ConfigError, match="moves no tensors of host memory"):
+            rendezvous.meet(dist.group.WORLD, make_plan(1), OPTIONS)
+    finally:
+        dist.destroy_process_group()
