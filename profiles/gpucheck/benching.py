@@ -33,9 +33,12 @@ def _measure(place: Place, area: str, share: float) -> list[Row]:
     file = place.out / f"bench-{area}.json"
     file.unlink(missing_ok=True)
     done = place.python("-m", "pipert", "bench", area, "-o", file, share=share)
-    if done.status != 0 or not file.exists():
+    if not file.exists():
         return [Row(f"bench {area}", False, done.why, done.seconds)]
-    return rows_of(area, json.loads(file.read_text()), done.seconds)
+    rows = rows_of(area, json.loads(file.read_text()), done.seconds)
+    if done.status != 0 and all(row.passed for row in rows):
+        rows.append(Row(f"  {area}", False, done.why))
+    return rows
 
 
 def rows_of(area: str, result: dict[str, Any], seconds: float) -> list[Row]:
@@ -49,4 +52,6 @@ def rows_of(area: str, result: dict[str, Any], seconds: float) -> list[Row]:
     rows = [Row(f"bench {area}", bool(figures), detail, seconds)]
     for part, reason in result.get("unavailable", {}).items():
         rows.append(Row(f"  {area}: {part.replace('_', ' ')}", part in MAY_LACK, f"not measured: {reason}"))
+    for part, error in result.get("failed", {}).items():
+        rows.append(Row(f"  {area}: {part.replace('_', ' ')}", False, error))
     return rows

@@ -74,7 +74,7 @@ def test_a_stage_that_hands_on_what_is_in_host_memory(pipe):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"transport": "shm"}, r"transport='shm' is for host memory; for a CUDA device .* there is local or"),
+        ({"transport": "shm"}, r"transport='shm' is for host memory; for a CUDA device .* there is local, ipc"),
         ({"transport": "pigeon"}, "transport is one of local, shm, ipc, .*not 'pigeon'"),
         ({"link_delays_ms": {(0, 1): (1.0, 0.0)}}, "link_delays_ms: messages on a CUDA device cannot be held back"),
     ],

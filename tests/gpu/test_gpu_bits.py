@@ -50,15 +50,16 @@ def test_a_chain_of_plain_layers_is_what_a_plain_loop_computes(device, schedule)
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-v", "dualpipe"])
-def test_over_ipc_within_the_process(device, schedule):
+@pytest.mark.parametrize("transport", ["ipc", pytest.param("nccl", marks=pytest.mark.kernels)])
+def test_over_other_transports_within_the_process(device, schedule, transport):
     pipe = pipeline("multi-output", schedule, 4, device=device)
     found = {}
-    for transport in ("local", "ipc"):
+    for chosen in ("local", transport):
         modules = pipe.copies()
-        with pipert.Engine(pipe.plan, modules, pipe.loss_fn, transport=transport) as engine:
+        with pipert.Engine(pipe.plan, modules, pipe.loss_fn, transport=chosen) as engine:
             result = engine.step(pipe.inputs, pipe.targets)
-        found[transport] = {"losses": result.losses} | gradients(modules)
-    assert_same_bits(found["ipc"], found["local"])
+        found[chosen] = {"losses": result.losses} | gradients(modules)
+    assert_same_bits(found[transport], found["local"])
 
 
 def test_nothing_is_recorded_without_trace(device):

@@ -167,6 +167,20 @@ def test_the_devices_can_be_used_after_all_of_that(outcomes):
     assert all(json.loads(file.read_text())["device_works"] for file in files)
 
 
+@pytest.mark.kernels
+def test_nccl_with_two_ranks_on_one_gpu(tmp_path):
+    """Where it refuses that, the message says which version allows it, and what works."""
+    if torch.cuda.nccl.version() >= (2, 30) or torch.cuda.device_count() > 1:
+        pytest.skip("this NCCL may allow it, or each rank has a GPU of its own")
+    code, _, errors = run_ranks(3, "rank_failures.py", tmp_path, "nccl")
+    assert code == 0, errors[-4000:]
+    found = reports(tmp_path, "nccl")
+    assert {error["type"] for error in found} <= {"TransportError", "PeerLost"}
+    assert any("NCCL 2.30 and newer allow it" in error["text"] for error in found)
+    assert any("the ipc transport works" in error["text"] for error in found)
+    assert all(error["device_works"] for error in found)
+
+
 @pytest.mark.parametrize("name", ["kill", pytest.param("kill-waiting", marks=pytest.mark.kernels)])
 def test_a_killed_rank(tmp_path, name):
     """In the second case the devices of the others wait for its device, which is busy, when it dies."""

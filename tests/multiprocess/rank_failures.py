@@ -82,10 +82,17 @@ def run(directory: Path, name: str, fault: Callable[[], None] | None, *, timeout
     stages = changes.get("stages", lambda modules: modules)(modules)
     plan = changes.get("plan", lambda plan: plan)(pipe.plan)
     seed = rank if name == "other-seed" else 0
+    transport = "nccl" if name == "nccl" else None
     start = time.monotonic()
     try:
         with pipert.Engine(
-            plan, stages, pipe.loss_fn, process_group=dist.group.WORLD, timeout_ms=timeout_ms, seed=seed
+            plan,
+            stages,
+            pipe.loss_fn,
+            process_group=dist.group.WORLD,
+            timeout_ms=timeout_ms,
+            seed=seed,
+            transport=transport,
         ) as engine:
             engine.step(pipe.inputs, pipe.targets)
             (directory / f"{name}.{rank}.started").touch()
@@ -129,6 +136,7 @@ def main() -> None:
         "other-plan": lambda name: run(directory, name, None, plan=another_plan),
         "other-ranks": lambda name: run(directory, name, None, plan=plan_for_two),
         "other-seed": lambda name: run(directory, name, None),
+        "nccl": lambda name: run(directory, name, None),
         "bad-data": lambda name: run(directory, name, None),
         "kill": lambda name: run(directory, name, die),
         "kill-waiting": lambda name: run(directory, name, die_while_the_device_works),

@@ -142,10 +142,12 @@ def test_verdict_of_the_sanitizer(tool, found, passed, count):
 def test_rows_of_a_benchmark():
     figures = [figure("a", "µs", 1.0, met=True), figure("b", "µs", 2.0, met=False), figure("c", "µs", 3.0)]
     result = {"figures": figures, "unavailable": {"ipc_two_processes_mps": "no daemon", "step_graph": "no torch"}}
+    result["failed"] = {"nccl": "TransportError: it hangs"}
     assert benching.rows_of("p2p", result, 9.0) == [
         Row("bench p2p", True, "3 figures, 1 of 2 bars met; missed: b", 9.0),
         Row("  p2p: ipc two processes mps", True, "not measured: no daemon"),
         Row("  p2p: step graph", False, "not measured: no torch"),
+        Row("  p2p: nccl", False, "TransportError: it hangs"),
     ]
     assert not benching.rows_of("p2p", {"figures": []}, 0.0)[0].passed
 
