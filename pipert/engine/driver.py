@@ -55,7 +55,7 @@ class Driver:
         stage_idx: int,
         rank: int,
         num_microbatches: int,
-        seed: int,
+        seed: int | None,
         ports: Ports,
         meter: Meter,
         speculation: Speculation | None = None,
@@ -154,7 +154,7 @@ class Driver:
         self._outputs.give(microbatch, self._inputs.owned(microbatch, outputs))
 
     def _forward_only(self, microbatch: int) -> None:
-        outputs = self.stage.forward_only(self._take_inputs(microbatch))
+        outputs = self.stage.forward_only(microbatch, self._take_inputs(microbatch))
         self._outputs.give(microbatch, self._inputs.owned(microbatch, outputs))
 
     def _backward(self, microbatch: int) -> None:
@@ -166,7 +166,8 @@ class Driver:
         self._give_input_grads(microbatch, grads)
 
     def _take_inputs(self, microbatch: int) -> Tensors:
-        seed_op(self._seed, self._step, self._stage_idx, microbatch)
+        if self._seed is not None:
+            seed_op(self._seed, self._step, self._stage_idx, microbatch)
         return self._inputs.take(microbatch)  # type: ignore[return-value]  # inputs are never missing, gradients may be
 
     def _give_input_grads(self, microbatch: int, grads: Grads) -> None:

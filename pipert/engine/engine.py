@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -73,7 +74,8 @@ class Engine:
         tied: copies of one parameter on several stages, as ``(stage, parameter name)`` each; their gradients are summed
             in rank order onto all copies, those on replicas included.
         loss_reduction: ``"microbatch"``, the mean of the microbatches' losses, or ``"token"``, the mean over tokens.
-        seed: of the random numbers.
+        seed: of the random numbers; None leaves the generators alone: forwards draw from them in the order in which
+            they run.
         timeout_ms: the longest wait for another rank, and for the device to finish a step.
         transport: ``"local"`` (all ranks in this process), ``"shm"`` (host memory), ``"ipc"`` (CUDA devices of one
             machine: copy engines move the data) or ``"nccl"``; by default the first that fits.
@@ -107,7 +109,7 @@ class Engine:
         clip_norm: float | None = None,
         tied: Iterable[Tie] = (),
         loss_reduction: LossReduction = "microbatch",
-        seed: int = 0,
+        seed: int | None = 0,
         timeout_ms: int = 600_000,
         transport: str | None = None,
         cuda_graph: CudaGraph = False,
@@ -131,7 +133,7 @@ class Engine:
         try:
             self._stages = self._adopt(stages, loss_fn)
             self._device = device_of(self._stages)
-            check_capturable(cuda_graph, on_host=self._device.is_host, post_validation=has_post_validation(plan))
+            check_capturable(cuda_graph, seed, on_host=self._device.is_host, post_validation=has_post_validation(plan))
             transport = choose_transport(transport, on_host=self._device.is_host, one_process=process_group is None)
             self._finish = Finish(
                 [plan.holders(stage) for stage in range(plan.num_stages)],
@@ -356,7 +358,7 @@ class Engine:
         try:
             if self._speculation is not None:
                 self._speculation.start(self.num_steps)
-            with preserved_rng():
+            with preserved_rng() if self._settings.seed is not None else nullcontext():
                 run = self._graphed.step if training and self._graphed is not None else runner.step
                 losses = run(self.num_steps, inputs, targets)
             if self._finish.judges:

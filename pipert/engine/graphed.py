@@ -46,7 +46,8 @@ class GraphedRunner:
         assert isinstance(self.runner.lanes, DeviceLanes)
         self._lanes = self.runner.lanes
         self._device = settings.device
-        self._seed = settings.seed
+        assert settings.seed is not None
+        self._seed: int = settings.seed
         self._first_stage = min(stage for _, stage in settings.stages)
         self._gradients = _Gradients(parameters)
         self._num_steps = 0
@@ -157,14 +158,16 @@ class _Gradients:
                 parameter.main_grad = main_grad  # type: ignore[attr-defined]
 
 
-def check_capturable(mode: CudaGraph, *, on_host: bool, post_validation: bool) -> None:
+def check_capturable(mode: CudaGraph, seed: int | None, *, on_host: bool, post_validation: bool) -> None:
     """Refuse what cannot be captured, before anything is made.
 
     Raises:
-        ConfigError: an unknown mode; host memory; a plan with post-validation, which decides on the host.
+        ConfigError: an unknown mode; no seed; host memory; a plan with post-validation, which decides on the host.
     """
     if mode not in (True, False, "op"):
         raise ConfigError(f"cuda_graph is True, False or 'op', not {mode!r}")
+    if mode and seed is None:
+        raise ConfigError("cuda_graph: captured random numbers start from a seed in every step; give one")
     if mode and on_host:
         raise ConfigError("cuda_graph: the stages are in host memory; graphs are for a CUDA device")
     if mode and post_validation:

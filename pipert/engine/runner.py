@@ -40,7 +40,7 @@ class Settings:
         stages: this process's stages.
         loss_fn: makes the loss of a microbatch; None if there is none.
         loss_reduction: what the loss is averaged over.
-        seed: of the random numbers.
+        seed: of the random numbers; None leaves the generators alone.
         timeout_ms: the longest wait.
         speculation: runs the ops of post-validation; None if the plan has none.
         link_delays_ms: (source rank, destination rank) → (latency, occupancy) of messages that are held back.
@@ -55,7 +55,7 @@ class Settings:
     stages: Mapping[Replica, StageProtocol]
     loss_fn: Callable[..., Any] | None
     loss_reduction: LossReduction
-    seed: int
+    seed: int | None
     timeout_ms: int
     speculation: Speculation | None
     link_delays_ms: Mapping[tuple[int, int], tuple[float, float]]

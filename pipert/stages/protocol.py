@@ -45,8 +45,8 @@ class StageProtocol(Protocol):
         """Run the forward again, for a stage that keeps only its inputs; at most once, before the backward."""
         ...
 
-    def forward_only(self, inputs: Tensors) -> Tensors:
-        """Run the forward without gradients and keep nothing."""
+    def forward_only(self, microbatch: int, inputs: Tensors) -> Tensors:
+        """Run the forward of ``microbatch`` without gradients and keep nothing."""
         ...
 
     def discard(self) -> None:

@@ -186,7 +186,7 @@ class Stage:
             raise ConfigError(f"microbatch {microbatch} has no forward to recompute")
         self._recompute(kept)
 
-    def forward_only(self, inputs: Tensors) -> Tensors:
+    def forward_only(self, microbatch: int, inputs: Tensors) -> Tensors:
         """Run the forward without gradients and keep nothing; the outputs share no memory with the inputs."""
         with torch.no_grad():
             outputs = as_tensors(self.module(*inputs))

@@ -110,9 +110,8 @@ class Timed:
             raise StageError(f"stage {self._stage} has no forward of microbatch {microbatch} to recompute")
         sleep_until(end)
 
-    def forward_only(self, inputs: Tensors) -> Tensors:
-        """Sleep F; the token is that of whatever microbatch came in, -1 on stage 0."""
-        microbatch = int(inputs[0][1]) if self._stage and inputs else -1
+    def forward_only(self, microbatch: int, inputs: Tensors) -> Tensors:
+        """Check the inputs, sleep F, and return the token of this stage."""
         end = self._end("F", microbatch)
         outputs = self._forward(inputs, microbatch)
         sleep_until(end)
@@ -130,7 +129,7 @@ class Timed:
 
     def _end(self, kind: str, microbatch: int) -> float:
         """Return when an op that begins now ends, in the seconds of ``time.monotonic``."""
-        scale = self._microbatch_scale[microbatch] if self._microbatch_scale and microbatch >= 0 else 1.0
+        scale = self._microbatch_scale[microbatch] if self._microbatch_scale else 1.0
         return time.monotonic() + self._seconds[kind] * scale
 
     def _forward(self, inputs: Tensors, microbatch: int) -> Tensors:

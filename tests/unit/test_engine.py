@@ -86,6 +86,17 @@ def test_two_steps_add_their_gradients_and_number_themselves(batch):
     assert_same(grads(modules), grads(expected))
 
 
+def test_without_a_seed_the_generators_are_drawn_from_in_the_order_of_the_forwards(batch):
+    modules = {0: nn.Linear(WIDTH, WIDTH), 1: nn.Dropout(0.5)}
+    torch.manual_seed(3)
+    expected = naive(modules, batch)
+    after = torch.get_rng_state()
+    with pipert.Engine(make_plan(), modules, squared_error, seed=None) as engine:
+        torch.manual_seed(3)
+        assert engine.step(*batch).losses.tolist() == expected
+        assert torch.equal(torch.get_rng_state(), after)
+
+
 def test_random_numbers_follow_seed_and_step(batch):
     modules = {stage: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout()) for stage in range(2)}
 

@@ -274,7 +274,7 @@ def test_main_gradients_take_the_gradient_of_each_op(kinds):
 def test_forward_only_keeps_nothing_and_shares_no_memory():
     stage = Stage(Fn(lambda m, a: (m.a(a), a, a.view(-1)[:3]), a=nn.Linear(8, 8)))
     x = leaf(2, 8)
-    y, same, view = stage.forward_only((x,))
+    y, same, view = stage.forward_only(0, (x,))
     assert stage.activation_bytes == 0
     assert not any(t.requires_grad for t in (y, same, view))
     x.data.zero_()

@@ -88,7 +88,7 @@ def test_forward_only_keeps_nothing():
     pipeline = stages()
     values = ()
     for stage in pipeline:
-        values = stage.forward_only(values)
+        values = stage.forward_only(0, values)
     assert [stage.activation_bytes for stage in pipeline] == [0, 0, 0]
 
 
