@@ -63,6 +63,36 @@ def meet(group: Group, plan: Plan, options: Mapping[str, Any], fault: Exception 
     return str(peers[0]["session"])
 
 
+def agree(group: Group, fault: Exception | None) -> None:
+    """Go on only if every rank of ``group`` can. Collective.
+
+    Args:
+        group: the ranks; it moves host memory.
+        fault: what this rank found wrong on its own side.
+
+    Raises:
+        ConfigError: another rank cannot start; and ``fault`` itself on the rank that brought it.
+    """
+    faults = gather(group, None if fault is None else f"{type(fault).__name__}: {fault}")
+    if fault is not None:
+        raise fault
+    for peer, text in enumerate(faults):
+        if text is not None:
+            raise ConfigError(f"rank {peer} cannot start: {text}", rank=peer)
+
+
+def host_group(group: Group) -> Group:
+    """Return a group of the same ranks that moves host memory: ``group`` itself where it does. Collective over it."""
+    try:
+        group._get_backend(torch.device("cpu"))
+    except RuntimeError:
+        made: Group = dist.new_group(
+            dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True
+        )
+        return made
+    return group
+
+
 def gather(group: Group, value: Any) -> list[Any]:
     """Collect one JSON value from each rank, on every rank, in rank order. Collective."""
     payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)

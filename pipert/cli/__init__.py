@@ -48,8 +48,15 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit code 1, never a stack trace."""
-    status = _run()
+    """Run the command line."""
+    for name in COMMANDS:
+        importlib.import_module(f"pipert.cli.{name}").register(app)
+    report_errors(app)
+
+
+def report_errors(app: typer.Typer) -> None:
+    """Run ``app`` and exit; a user's mistake is one line on stderr and exit code 1, never a stack trace."""
+    status = _status(app)
     sys.stdout.flush()
     sys.stderr.flush()
     if "RANK" in os.environ:
@@ -59,10 +66,8 @@ def main() -> None:
     sys.exit(status)
 
 
-def _run() -> int:
+def _status(app: typer.Typer) -> int:
     try:
-        for name in COMMANDS:
-            importlib.import_module(f"pipert.cli.{name}").register(app)
         app()
     except SystemExit as done:  # how typer ends every command
         return done.code if isinstance(done.code, int) else 0 if done.code is None else 1

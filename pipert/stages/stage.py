@@ -168,6 +168,11 @@ class Stage:
             foreign = rest.foreign
         self._finish(fresh, foreign)
 
+    def roots(self, microbatch: int) -> Sequence[GradientEdge]:
+        """Return where the gradients of the outputs of ``microbatch`` will enter its graph."""
+        kept = self._forwards.get(microbatch)
+        return () if kept is None or kept.edges is None else kept.edges
+
     def put_off_weight_grad(self, microbatch: int, owned: Callable[[Grads], Grads]) -> None:
         """Leave the ``weight_grad`` of ``microbatch`` to the next one, which computes both together.
 

@@ -1,0 +1,106 @@
+"""The plan of a step: the schedule that the user asked for, on the sizes that the script has."""
+
+from __future__ import annotations
+
+from pipert import sources
+from pipert.errors import ConfigError
+from pipert.ir import Program
+from pipert.lowering import compile
+from pipert.megatron.options import Options
+from pipert.ops import OpKind
+from pipert.plan import Plan
+from pipert.schedules import placement
+from pipert.schedules.interleaved import group_by_group
+
+
+def make_plan(options: Options, num_ranks: int, num_microbatches: int, num_chunks: int, group_size: int | None) -> Plan:
+    """Return the plan for a step.
+
+    Args:
+        options: the user's choices.
+        num_ranks: of the pipeline.
+        num_microbatches: of the step.
+        num_chunks: model chunks per rank.
+        group_size: how many microbatches go through a chunk before the next chunk's turn, in ``interleaved``
+            (``microbatch_group_size_per_vp_stage``).
+
+    Raises:
+        ConfigError, PlanError: sizes do not fit, the schedule is unknown, or the file is bad or for other sizes.
+    """
+    name = options.schedule or ("1f1b" if num_chunks == 1 else "interleaved")
+    if name == "interleaved" and group_size not in (None, num_ranks):
+        return compile(interleaved_in_groups(num_ranks, num_microbatches, num_chunks, group_size))
+    if sources.takes_sizes(name):
+        costs = options.parsed_costs()
+        plan = sources.load(
+            name,
+            ranks=num_ranks,
+            microbatches=num_microbatches,
+            chunks=num_chunks,
+            costs=costs,
+            memory_limit=options.memory_limit,
+        ).plan()
+    else:
+        plan = sources.load(name, costs=options.parsed_costs(), memory_limit=options.memory_limit).plan()
+    _check(name, plan, num_ranks, num_microbatches, num_chunks)
+    return plan
+
+
+def interleaved_in_groups(num_ranks: int, num_microbatches: int, num_chunks: int, group_size: int) -> Program:
+    """Make interleaved 1F1B whose ranks take ``group_size`` microbatches through a chunk before the next one's turn.
+
+    The order is that of Megatron's ``get_schedule_table``; with groups of p it is the schedule ``interleaved``.
+
+    Raises:
+        ConfigError: groups smaller than the pipeline, or larger than the step; or a last group smaller than the
+            pipeline, which would wait for itself.
+    """
+    p, m = num_ranks, num_microbatches
+    if not p <= group_size <= m:
+        raise ConfigError(
+            f"microbatch_group_size_per_vp_stage is {group_size}; it must be from {p} (ranks) to {m} (microbatches)"
+        )
+    groups = [range(start, min(start + group_size, m)) for start in range(0, m, group_size)]
+    if len(groups[-1]) < p:
+        raise ConfigError(
+            f"num_microbatches={m} in groups of {group_size} (microbatch_group_size_per_vp_stage) leaves a last group "
+            f"of {len(groups[-1])}, fewer than the pipeline's {p} ranks"
+        )
+    rows = []
+    for rank in range(p):
+        num_warmup = (num_chunks - 1) * group_size + 2 * (p - 1 - rank)
+        rows.append(group_by_group(range(rank, p * num_chunks, p), groups, num_warmup))
+    return Program.single_path("interleaved", placement.loop(p, num_chunks), m, rows)
+
+
+def checkpoint_pattern(plan: Plan, rank: int, num_partly: int) -> dict[tuple[int, int], bool]:
+    """Tell for each (stage, microbatch) of ``rank`` whether all of its activations are checkpointed.
+
+    Of the microbatches that can be outstanding, the first ``num_partly`` checkpoint only some layers
+    (``num_microbatches_with_partial_activation_checkpoints``; Korthikanti et al., arXiv 2205.05198, appendix C).
+    """
+    ops = [op for op, lane in zip(plan.ops, plan.op_lane, strict=True) if plan.lanes[lane].rank == rank]
+    parts = [part for op in ops for part in op.unpacked]
+    kinds = [part.kind for part in parts if part.kind in (OpKind.FORWARD, OpKind.BACKWARD, OpKind.INPUT_GRAD)]
+    num_warmup = next((index for index, kind in enumerate(kinds) if kind is not OpKind.FORWARD), len(kinds)) - 1
+    forwards = [part for part in parts if part.kind is OpKind.FORWARD]
+    return {(op.stage, op.microbatch): index % (num_warmup + 1) >= num_partly for index, op in enumerate(forwards)}
+
+
+def _check(name: str, plan: Plan, num_ranks: int, num_microbatches: int, num_chunks: int) -> None:
+    if plan.num_ranks != num_ranks:
+        raise ConfigError(f"{name} is for {plan.num_ranks} ranks; pipeline_model_parallel_size is {num_ranks}")
+    if plan.num_microbatches != num_microbatches:
+        raise ConfigError(f"{name} is for {plan.num_microbatches} microbatches; this step has {num_microbatches}")
+    if any(len(plan.holders(stage)) != 1 for stage in range(plan.num_stages)):
+        raise ConfigError(f"{name} holds stages on several ranks; Megatron's model chunks have no replicas")
+    if plan.num_stages != num_ranks * num_chunks:
+        raise ConfigError(
+            f"{name} has {plan.num_stages // num_ranks} chunk(s) a rank, the model {num_chunks}; set "
+            "virtual_pipeline_model_parallel_size accordingly"
+        )
+    for op in plan.ops:
+        if op.kind in (OpKind.OPT, OpKind.RECOMPUTE):
+            raise ConfigError(
+                f"{name} has {op}: with Megatron, the script steps its optimizer and recomputes by itself"
+            )
