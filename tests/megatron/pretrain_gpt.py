@@ -5,15 +5,12 @@
 It knows nothing of pipert. On a machine without CUDA it runs on CPUs over gloo (cpu_shim.py).
 """
 
-import cpu_shim
-
-cpu_shim.install()
-
 import os
 import time
 from functools import partial
 
 import arguments
+import cpu_shim
 import dump
 import torch
 import torch.distributed as dist
@@ -130,6 +127,7 @@ def reduced_loss(data):
 
 def main():
     args = arguments.parse()
+    cpu_shim.install()
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
