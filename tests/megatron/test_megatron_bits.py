@@ -17,7 +17,6 @@ RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute
 DROPOUT = "--attention-dropout 0.1 --hidden-dropout 0.1"
 EVAL = "--eval-interval 2 --eval-iters 2"
 
-LOOPS = ("zb-1p", "zb-h1", "zb-h2")
 CASES = [
     ("1f1b", PP4),
     ("1f1b", f"{PP4} {UNTIED}"),
@@ -49,10 +48,31 @@ CASES = [
     ("interleaved", f"{PP2V4} --microbatch-group-size-per-virtual-pipeline-stage 4"),
     ("interleaved", f"{PP4} --virtual-pipeline-model-parallel-size 2"),
     ("interleaved", f"{PP4} --virtual-pipeline-model-parallel-size 2 {MOE} {UNTIED}"),
+    ("zb-1p", PP4),
+    ("zb-1p", f"{PP4} {UNTIED}"),
+    ("zb-1p", f"{PP4} {MOE}"),
+    ("zb-1p", f"{PP4} --variable-seq-lengths"),
+    ("zb-1p", f"{PP4} {EVAL}"),
+    ("zb-1p", f"{PP4} {DROPOUT} {RECOMPUTE}"),
+    ("zb-1p", f"{PP4} --calculate-per-token-loss"),
+    ("zb-1p", f"{PP2} {OVERLAP}"),
+    ("zb-1p", f"{PP2} {OVERLAP} {DISTRIBUTED}"),
+    ("zb-1p", f"{PP2} --tensor-model-parallel-size 2 --sequence-parallel"),
+    ("zb-1p", f"{PP2} {MOE} --expert-model-parallel-size 2"),
+    ("zb-h1", PP4),
+    ("zb-h1", f"{PP4} {MOE} {UNTIED}"),
+    ("zb-h2", PP4),
+    ("zb-h2", f"{PP2} {OVERLAP}"),
+    ("zb-2p", PP4),
+    ("interleaved-zb", PP2V2),
+    ("interleaved-zb", f"{PP2V2} {MOE} {UNTIED}"),
+    ("interleaved-zb", f"{PP2V2} {OVERLAP} {DISTRIBUTED}"),
+    ("breadth-first", PP2V2),
+    ("breadth-first", f"{PP2V2} {OVERLAP} {EVAL}"),
 ]
 
 
-@pytest.mark.parametrize(("schedule", "arguments"), CASES)
+@pytest.mark.parametrize(("schedule", "arguments"), [pytest.param(*case, id=" ".join(case)) for case in CASES])
 def test_bits(schedule, arguments):
     reference = run(*arguments.split())
     assert not differences(reference, run(*arguments.split(), prefix=(*PIPERT, schedule)))
