@@ -151,7 +151,9 @@ def _by_server(command, num_ranks, environment, folder, timeout_s):
     server = _server()
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
-    return Run(tuple(json.loads(server.stdout.readline())), output.read_text(errors="replace"), folder)
+    codes = json.loads(server.stdout.readline() or "null")
+    assert codes is not None, "the process that forks ranks has died; what it wrote is above"
+    return Run(tuple(codes), output.read_text(errors="replace"), folder)
 
 
 def _once(make):

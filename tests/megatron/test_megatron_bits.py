@@ -12,6 +12,7 @@ PP2V4 = f"{PP2} --virtual-pipeline-model-parallel-size 4"
 MOE = "--num-experts 2"
 OVERLAP = "--overlap-grad-reduce"
 DISTRIBUTED = "--use-distributed-optimizer"
+GATHER = f"{DISTRIBUTED} --overlap-param-gather"
 UNTIED = "--untie-embeddings-and-output-weights"
 RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 DROPOUT = "--attention-dropout 0.1 --hidden-dropout 0.1"
@@ -48,6 +49,9 @@ CASES = [
     ("interleaved", f"{PP2V4} --microbatch-group-size-per-virtual-pipeline-stage 4"),
     ("interleaved", f"{PP4} --virtual-pipeline-model-parallel-size 2"),
     ("interleaved", f"{PP4} --virtual-pipeline-model-parallel-size 2 {MOE} {UNTIED}"),
+    ("1f1b", f"{PP2} {OVERLAP} {GATHER}"),
+    ("interleaved", f"{PP2V2} {OVERLAP} {GATHER}"),
+    ("interleaved-zb", f"{PP2V2} {OVERLAP} {GATHER}"),
     ("zb-1p", PP4),
     ("zb-1p", f"{PP4} {UNTIED}"),
     ("zb-1p", f"{PP4} {MOE}"),
@@ -75,4 +79,7 @@ CASES = [
 @pytest.mark.parametrize(("schedule", "arguments"), [pytest.param(*case, id=" ".join(case)) for case in CASES])
 def test_bits(schedule, arguments):
     reference = run(*arguments.split())
-    assert not differences(reference, run(*arguments.split(), prefix=(*PIPERT, schedule)))
+    result = run(*arguments.split(), prefix=(*PIPERT, schedule))
+    assert not differences(reference, result)
+    if "zb" in schedule:
+        assert ("its full backward runs at I" in result.output) == (RECOMPUTE in arguments)
