@@ -26,7 +26,8 @@ def install():
     """Change torch and megatron-core, once."""
     if torch.cuda.is_available() or torch.cuda.current_device is _current_device:
         return
-    from megatron.core.tensor_parallel import random  # loads torch's compiler, which wants torch as it is
+    import megatron.core.models.gpt  # loads torch's compiler, which wants torch as it is
+    from megatron.core.tensor_parallel import random
 
     torch.compiler.set_stance("force_eager")
     cuda = torch.cuda
