@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipert.errors import ConfigError
 from pipert.megatron.call import Call
 from pipert.megatron.chunk_forward import ChunkForward
-from pipert.megatron.layers import DelayedWgrads, fallback_reason
+from pipert.megatron.layers import DelayedWgrads, early_matrices, fallback_reason
 from pipert.megatron.structure import Announced
 from pipert.megatron.sync import GradSync
 from pipert.stages import Grads, Stage, Tensors
@@ -59,6 +59,7 @@ class MegatronStage:
         self._call: Call | None = None
         self._sync: GradSync | None = None
         self._num_done = 0
+        self._has_split = False
 
     def begin(self, call: Call, sync: GradSync | None, is_checkpointed: Callable[[int], bool] | None) -> None:
         """Begin a step.
@@ -110,13 +111,17 @@ class MegatronStage:
 
     def input_grad(self, microbatch: int, grads: Grads) -> Grads:
         """Return the inputs' gradients; where the chunk cannot be split, run the full backward."""
-        reason = fallback_reason(self._stage.roots(microbatch))
+        reason = self._reason_not_to_split(microbatch)
         if reason is not None:
             self._tell_once(f"its full backward runs at I, and nothing at W: {reason}")
             self._whole.add(microbatch)
             return self.backward(microbatch, grads)
         with self._timed():
-            return self._stage.input_grad(microbatch, self._root_grads(microbatch, grads))
+            result = self._stage.input_grad(microbatch, self._root_grads(microbatch, grads))
+        if not self._has_split:
+            self._has_split = True
+            self._tell_early(self._stage.early_weight_grads(microbatch))
+        return result
 
     def weight_grad(self, microbatch: int) -> None:
         """Add the parameters' gradients to what they have."""
@@ -165,6 +170,22 @@ class MegatronStage:
         if scaled.numel() != 1:
             raise ConfigError(f"the loss has shape {tuple(scaled.shape)}; a backward begins at a scalar")
         return torch.autograd.grad(scaled, loss, torch.ones_like(scaled))
+
+    def _reason_not_to_split(self, microbatch: int) -> str | None:
+        """Look at the graph: once, unless the configuration recomputes some microbatches and others not."""
+        assert self._call is not None
+        if self._has_split and self._call.config.recompute_granularity is None:
+            return None
+        return fallback_reason(self._stage.roots(microbatch))
+
+    def _tell_early(self, parameters: Sequence[Tensor]) -> None:
+        """Name the matrices whose gradients are computed at I; vectors are meant to be."""
+        names = early_matrices(self.module.chunk, parameters)
+        if names:
+            self._tell_once(
+                f"the gradients of {len(names)} matrices are computed at I, for lack of a rule that splits their "
+                f"layers: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            )
 
     @contextlib.contextmanager
     def _adding_gradients(self) -> Iterator[None]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipert.stages.boundaries import ARITHMETIC, FUNCTION_RULES, RULES, Bound, FunctionRule, Rule
@@ -125,12 +126,13 @@ class WeightGrads:
 
 def _compute(split: Iterable[_Split], edges: list[GradientEdge], grads: list[Tensor]) -> None:
     """Apply the formulas of ``split``; append the gradients, and where they go."""
-    for output_grad, targets in split:
-        for edge, (formula, saved) in targets:
-            grad = formula(saved, output_grad)
-            if grad is not None:
-                edges.append(GradientEdge(*edge))
-                grads.append(grad)
+    with torch.no_grad():  # as a backward has it: a Python function may hand on a gradient that requires one
+        for output_grad, targets in split:
+            for edge, (formula, saved) in targets:
+                grad = formula(saved, output_grad)
+                if grad is not None:
+                    edges.append(GradientEdge(*edge))
+                    grads.append(grad)
 
 
 def _pieces(split: Sequence[_Split]) -> list[list[_Split]]:

@@ -22,6 +22,7 @@ _Piece = tuple[GradientEdge, "Tensor | None", Tensor]
 _Key = tuple[Any, ...]
 
 
+@torch.no_grad()
 def run_stacked(parts: Sequence[WeightGrads]) -> None:
     """Do what ``run`` of each of ``parts`` does, with one product where several lead to the same parameter.
 

@@ -182,6 +182,30 @@ def test_data_that_needs_no_gradient_is_not_even_run():
     assert torch.equal(weight.grad, (torch.ones(8, 8) * 0.5).t() @ x)
 
 
+def test_a_gradient_that_itself_requires_one_leaves_no_graph():
+    class Saved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return ctx.saved_tensors[0]
+
+    weight, x = param(8, 8), torch.randn(4, 8, requires_grad=True)
+    grads = []
+    for function in (linear, F.linear):
+        y = function(x, weight)
+        other = y.detach().requires_grad_()
+        grads.append(torch.autograd.grad(Saved.apply(other), other, torch.ones(4, 8))[0])
+        assert grads[-1].requires_grad
+        _, rest = input_grads([gradient_edge(y)], [grads[-1]], [x])
+        weight.grad = None
+        rest.run()
+        assert not weight.grad.requires_grad
+
+
 def test_what_is_kept_between_the_parts():
     weight, x = param(8, 8), torch.randn(4, 8, requires_grad=True)
     y = linear(x.sin(), weight).exp()
