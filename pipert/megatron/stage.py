@@ -45,7 +45,8 @@ class MegatronStage:
         report: Callable[[str], None],
     ) -> None:
         self.module = ChunkForward(chunk, chunk_idx, is_last)
-        self._stage = Stage(self.module)
+        # Megatron's data parallelism moves each gradient into a main gradient as it comes.
+        self._stage = Stage(self.module, weight_grads_in_pieces=hasattr(chunk, "ddp_config"))
         self._chunk_idx = chunk_idx
         self._stage_idx = stage
         self._is_last = is_last

@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from megatron.core.enums import ModelType
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from toy import MICROBATCHES, Case

@@ -3,15 +3,12 @@
 Started by torchrun from test_megatron_contract.py. The first rank prints a JSON line: case → what differs, or null.
 """
 
-import cpu_shim
-
-cpu_shim.install()
-
 import json
 import os
 import sys
 import traceback
 
+import cpu_shim
 import torch
 import torch.distributed as dist
 from contract_cases import CASES, PLAIN, REFUSED
@@ -20,9 +17,8 @@ from megatron.core.pipeline_parallel import schedules
 from toy import Chunk, Toy
 
 import pipert.megatron
-from pipert.megatron.install import finish
 from pipert.errors import PipertError
-
+from pipert.megatron.install import finish
 
 TIMERS = ("forward-backward", "forward-compute", "backward-compute")
 
@@ -73,7 +69,7 @@ def differences(own, ours):
 
 
 def wrong_syncs(events):
-    """Return what is wrong with when gradients were reduced, per chunk after the last of them, and parameters gathered."""
+    """Return what is wrong: gradients of a chunk are reduced once a step, after the last of them, and not held back."""
     for chunk in {event[1] for event in events if event[0] == "grad sync"}:
         of_chunk = [event for event in events if event[0] in ("gradient", "grad sync") and event[1] == chunk]
         steps = len([event for event in of_chunk if event[0] == "grad sync"])
@@ -127,6 +123,7 @@ def refusal(case):
 
 
 def main():
+    cpu_shim.install()
     autocast = torch.autocast
     torch.autocast = lambda device_type, *args, **kwargs: autocast("cpu", *args, **kwargs)
     dist.init_process_group("gloo")
