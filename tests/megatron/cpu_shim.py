@@ -27,7 +27,9 @@ def install():
     """Change torch and megatron-core, once."""
     if torch.cuda.is_available() or torch.cuda.current_device is _current_device:
         return
-    importlib.import_module("megatron.core.models.gpt")  # loads torch's compiler, which wants torch as it is
+    importlib.import_module(
+        "megatron.core.models.gpt.gpt_layer_specs"
+    )  # loads torch's compiler, which wants torch as it is
     from megatron.core.tensor_parallel import random
 
     torch.compiler.set_stance("force_eager")
