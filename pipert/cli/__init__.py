@@ -27,6 +27,7 @@ COMMANDS: tuple[str, ...] = (
     "sweep",
     "train",
     "tune",
+    "verify_dropin",
     "view",
 )
 

@@ -5,15 +5,13 @@ Under torchrun: ``torchrun --nproc-per-node 4 -m pipert.megatron --pipert-schedu
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipert.cli import report_errors
-from pipert.errors import ConfigError
+from pipert.megatron.script import check_script, run_script
 
 app = typer.Typer(
     add_completion=False,
@@ -56,13 +54,9 @@ def run(
     """Run SCRIPT with pipert's schedules in the place of Megatron's; nothing in it changes."""
     from pipert.megatron.install import finish, install
 
-    path = Path(script[0])
-    if not path.is_file():
-        raise ConfigError(f"there is no script {path}; pipert's own options begin with --pipert- and stand before it")
+    check_script(script)
     install(schedule, costs=costs, memory_limit=memory_limit, runs=runs, timeout_ms=timeout_ms)
-    sys.argv = script
-    sys.path[0] = str(path.parent.resolve())  # as python script.py has it
-    runpy.run_path(str(path), run_name="__main__")
+    run_script(script)
     finish()
 
 

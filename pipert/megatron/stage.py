@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class MegatronStage:
         self._call: Call | None = None
         self._sync: GradSync | None = None
         self._num_done = 0
+        self._has_split = False
 
     def begin(self, call: Call, sync: GradSync | None, is_checkpointed: Callable[[int], bool] | None) -> None:
         """Begin a step.
@@ -110,13 +111,17 @@ class MegatronStage:
 
     def input_grad(self, microbatch: int, grads: Grads) -> Grads:
         """Return the inputs' gradients; where the chunk cannot be split, run the full backward."""
-        reason = fallback_reason(self._stage.roots(microbatch))
+        reason = self._reason_not_to_split(microbatch)
         if reason is not None:
             self._tell_once(f"its full backward runs at I, and nothing at W: {reason}")
             self._whole.add(microbatch)
             return self.backward(microbatch, grads)
         with self._timed():
-            return self._stage.input_grad(microbatch, self._root_grads(microbatch, grads))
+            result = self._stage.input_grad(microbatch, self._root_grads(microbatch, grads))
+        if not self._has_split:
+            self._has_split = True
+            self._tell_early(self._stage.early_weight_grads(microbatch))
+        return result
 
     def weight_grad(self, microbatch: int) -> None:
         """Add the parameters' gradients to what they have."""
@@ -166,6 +171,24 @@ class MegatronStage:
             raise ConfigError(f"the loss has shape {tuple(scaled.shape)}; a backward begins at a scalar")
         return torch.autograd.grad(scaled, loss, torch.ones_like(scaled))
 
+    def _reason_not_to_split(self, microbatch: int) -> str | None:
+        """Look at the graph: once, unless the configuration recomputes some microbatches and others not."""
+        assert self._call is not None
+        if self._has_split and self._call.config.recompute_granularity is None:
+            return None
+        return fallback_reason(self._stage.roots(microbatch))
+
+    def _tell_early(self, parameters: Sequence[Tensor]) -> None:
+        """Name the matrices whose gradients are computed at I; vectors are meant to be."""
+        names = [
+            name for name, each in self.module.chunk.named_parameters() if each.dim() > 1 and _is_in(each, parameters)
+        ]
+        if names:
+            self._tell_once(
+                f"the gradients of {len(names)} matrices are computed at I, for lack of a rule that splits their "
+                f"layers: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            )
+
     @contextlib.contextmanager
     def _adding_gradients(self) -> Iterator[None]:
         """Surround an op that adds to the parameters' gradients."""
@@ -194,3 +217,7 @@ class MegatronStage:
         if line not in self._reported:
             self._reported.add(line)
             self._report(f"stage {self._stage_idx}: {line}")
+
+
+def _is_in(tensor: Tensor, tensors: Sequence[Tensor]) -> bool:
+    return any(tensor is each for each in tensors)

@@ -34,10 +34,14 @@ class Rule:
             a parameter from parameters, and there is nothing to split.
         bind: takes a node and one of its edges, and returns the formula of that edge; None where the formula is not
             known to give autograd's bits, or the saved tensor would have to be recomputed for it.
+        leave_out: takes a node, and those of its edges whose formulas are left to W, before I runs it. Autograd itself
+            lets torch's nodes compute only what is wanted; a Python function (``torch.autograd.Function``) computes all
+            unless it is told.
     """
 
     operands: tuple[int, ...]
     bind: Callable[[Any, int], Bound | None]
+    leave_out: Callable[[Any, tuple[int, ...]], None] | None = None
 
 
 def _addmm(node: Any, edge: int) -> Bound | None:
@@ -129,7 +133,7 @@ RULES: dict[str, Rule] = {
     "BmmBackward0": Rule((0, 1), _bmm),
     "EmbeddingBackward0": Rule((), _embedding),
 }
-"""By the name of the node's type."""
+"""By the name of the node's type. Who has autograd functions of their own adds theirs."""
 
 ARITHMETIC = frozenset(f"{name}Backward{i}" for name in ("Add", "Sub", "Mul", "Div") for i in (0, 1))
 """Nodes whose other operand may be a constant where they compute a parameter from parameters (``weight * mask``)."""

@@ -59,6 +59,11 @@ class _Boundary:
         self.formulas: list[_Target] = []
         self.seen: list[Sequence[Tensor | None]] = []
 
+    def left_to_weight_grad(self) -> tuple[int, ...]:
+        """Return those of the edges for which there is a formula."""
+        targets = [target for target, _ in self.formulas]
+        return tuple([index for index, target in self.edges if target in targets])
+
 
 class WeightGrads:
     """What is left to W.
@@ -164,6 +169,9 @@ def _divide(roots: Sequence[GradientEdge], inputs: Sequence[Tensor]) -> tuple[li
     if is_shared:
         _keep_order_of_sums(boundaries, unsplit, kinds)
     boundaries = [boundary for boundary in boundaries if boundary.formulas]
+    for boundary in boundaries:
+        if boundary.rule.leave_out is not None:
+            boundary.rule.leave_out(boundary.node, boundary.left_to_weight_grad())
     return boundaries, _leaves(unsplit, kinds) if unsplit else []
 
 

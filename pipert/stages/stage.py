@@ -173,6 +173,11 @@ class Stage:
         kept = self._forwards.get(microbatch)
         return () if kept is None or kept.edges is None else kept.edges
 
+    def early_weight_grads(self, microbatch: int) -> list[Tensor]:
+        """Return the parameters whose gradients of ``microbatch`` were computed with the input gradients."""
+        rest = self._rests[microbatch].weight_grads
+        return [edge.node.variable for edge, _ in rest.ready]  # type: ignore[attr-defined]
+
     def put_off_weight_grad(self, microbatch: int, owned: Callable[[Grads], Grads]) -> None:
         """Leave the ``weight_grad`` of ``microbatch`` to the next one, which computes both together.
 

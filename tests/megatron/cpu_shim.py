@@ -15,8 +15,10 @@ _CPU = torch.device("cpu")
 
 
 class _NoStream:
+    """A stream or an event: whatever is asked of it is done."""
+
     def __getattr__(self, name):
-        return lambda *args, **kwargs: None
+        return lambda *args, **kwargs: self
 
 
 def install():
@@ -25,6 +27,7 @@ def install():
         return
     from megatron.core.tensor_parallel import random  # loads torch's compiler, which wants torch as it is
 
+    torch.compiler.set_stance("force_eager")
     cuda = torch.cuda
     cuda.current_device = _current_device
     cuda.synchronize = cuda.empty_cache = cuda.set_device = _nothing
@@ -41,6 +44,10 @@ def install():
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
+    from megatron.core.transformer.moe import moe_utils
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None  # the router asks for it also where Transformer Engine is missing
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     random.CudaRNGStatesTracker.fork = _fork

@@ -50,6 +50,7 @@ def transformer_config(args):
         variable_seq_lengths=args.variable_seq_lengths,
         calculate_per_token_loss=args.calculate_per_token_loss,
         moe_token_dispatcher_type="alltoall",
+        add_bias_linear=args.num_experts is None,
         pipeline_dtype=torch.float32,
         overlap_p2p_comm=args.virtual_pipeline_model_parallel_size is not None,
         batch_p2p_comm=args.virtual_pipeline_model_parallel_size is None,
