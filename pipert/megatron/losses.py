@@ -16,8 +16,8 @@ def share(data: list[Any], group: dist.ProcessGroup) -> list[Any]:
     """Bring the loss data of the first rank to the last rank. Collective over those two.
 
     Args:
-        data: what the loss function returned, per microbatch; nested lists, tuples and dictionaries of tensors, numbers,
-            text and None. Empty but on the first rank of ``group``.
+        data: what the loss function returned, per microbatch; nested lists, tuples and dictionaries of tensors,
+            numbers, text and None. Empty but on the first rank of ``group``.
         group: the pipeline's ranks.
 
     Returns:

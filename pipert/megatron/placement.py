@@ -1,8 +1,8 @@
 """Which rank holds which stage of a Megatron model.
 
-Megatron knows the loop: stage s of p · v is on rank s mod p, as its chunk s // p. Under the placement ``vee`` each second
-chunk runs back up the ranks (:func:`pipert.schedules.placement.vee`), so with two chunks the first and the last stage
-are both on rank 0.
+Megatron knows the loop: stage s of p · v is on rank s mod p, as its chunk s // p. Under the placement ``vee`` each
+second chunk runs back up the ranks (:func:`pipert.schedules.placement.vee`), so with two chunks the first and the last
+stage are both on rank 0.
 """
 
 from __future__ import annotations
@@ -232,12 +232,11 @@ def _check_chunk(chunk: nn.Module, index: int, stage: int, num_stages: int) -> N
                 "after pipert is installed; if the script decides it by itself, wrap its model provider: "
                 "model_provider = pipert.megatron.placed(model_provider)"
             )
-    decoder = getattr(get_attr_wrapped_model(chunk, "pre_process", return_model_obj=True), "decoder", None)
+    decoder: Any = getattr(get_attr_wrapped_model(chunk, "pre_process", return_model_obj=True), "decoder", None)
     numbers = [layer.layer_number for layer in getattr(decoder, "layers", ()) if hasattr(layer, "layer_number")]
-    vp_stage = index if num_stages > 1 and decoder is not None and decoder.vp_stage is not None else None
     if not numbers:
         return
-    first = get_transformer_layer_offset(decoder.config, vp_stage) + 1
+    first = get_transformer_layer_offset(decoder.config, decoder.vp_stage) + 1
     if numbers[0] != first:
         raise ConfigError(
             f"model: chunk {index} begins with layer {numbers[0]}, and its stage, {stage} of {num_stages}, with layer "

@@ -102,7 +102,7 @@ def _is_pipeline_last_stage(original: Callable[..., bool]) -> Callable[..., bool
 
     def is_pipeline_last_stage(ignore_virtual: bool = True, vp_stage: int | None = None) -> bool:
         num_ranks, num_chunks = _sizes()
-        if ignore_virtual and running_chunk() is None or not folds(num_ranks, num_chunks):
+        if (ignore_virtual and running_chunk() is None) or not folds(num_ranks, num_chunks):
             return original(ignore_virtual, vp_stage)
         chunk = running_chunk() if ignore_virtual else vp_stage
         assert chunk is not None, "vp_stage must be given with several chunks a rank"
@@ -126,7 +126,7 @@ def _is_rank_in_embedding_group(original: Callable[..., bool]) -> Callable[..., 
 
 
 def _is_pp_last_stage(original: Callable[..., bool]) -> Callable[..., bool]:
-    """True where scripts read losses, as in the loop, and where the last stage is.
+    """Say yes where scripts read losses, as in the loop, and where the last stage is.
 
     Whether a chunk is last is asked as ``is_pp_last_stage(group) and is_vp_last_stage(chunk, number)``; the second is
     true only where the last stage is.
