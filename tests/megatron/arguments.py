@@ -37,6 +37,7 @@ def parse(argv=None):
     add("--calculate-per-token-loss", action="store_true")
     add("--use-distributed-optimizer", action="store_true")
     add("--overlap-grad-reduce", action="store_true")
+    add("--overlap-param-gather", action="store_true")
     add("--data-path", type=Path, help="prefix of an indexed dataset; by default one is made of text on this machine")
     add("--dump", type=Path, help="a folder for every step's losses and gradients")
     return parser.parse_args(argv)

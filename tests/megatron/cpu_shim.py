@@ -6,6 +6,7 @@ that dropout and initialisation are as reproducible as on a GPU.
 """
 
 import contextlib
+import copy
 import functools
 
 import torch
@@ -44,13 +45,16 @@ def install():
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
-    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer import torch_norm
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None  # the router asks for it also where Transformer Engine is missing
+    token_dispatcher.maybe_move_tensor_to_cpu = _to_host
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     random.CudaRNGStatesTracker.fork = _fork
+    torch_norm.WrappedTorchNorm.__new__ = _norm(torch_norm.WrappedTorchNorm.__new__)
 
 
 def _current_device():
@@ -88,3 +92,23 @@ def _fork(self, name="model-parallel-rng"):
     finally:
         self.states_[name] = torch.get_rng_state()
         torch.set_rng_state(before)
+
+
+def _to_host(tensor, as_numpy=False, record_stream=False):
+    """Give what the dispatcher has of a GPU's tensor: numbers, for the sizes of an all-to-all."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+def _norm(make):
+    """Let torch's norms, which stand in for Apex's, be part of sequence parallelism as Apex's are: by a mark."""
+
+    @functools.wraps(make)
+    def new(cls, config, *args, **kwargs):
+        plain = copy.copy(config)
+        plain.sequence_parallel = False
+        norm = make(cls, plain, *args, **kwargs)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+        return norm
+
+    return new

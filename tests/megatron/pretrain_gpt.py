@@ -5,15 +5,12 @@
 It knows nothing of pipert. On a machine without CUDA it runs on CPUs over gloo (cpu_shim.py).
 """
 
-import cpu_shim
-
-cpu_shim.install()
-
 import os
 import time
 from functools import partial
 
 import arguments
+import cpu_shim
 import dump
 import torch
 import torch.distributed as dist
@@ -95,6 +92,7 @@ def get_model(args, config):
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=args.use_distributed_optimizer,
         overlap_grad_reduce=args.overlap_grad_reduce,
+        overlap_param_gather=args.overlap_param_gather,
         bucket_size=40_000 if args.overlap_grad_reduce else None,
     )
     return [DistributedDataParallel(config, ddp, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
@@ -130,6 +128,7 @@ def reduced_loss(data):
 
 def main():
     args = arguments.parse()
+    cpu_shim.install()
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -150,6 +149,7 @@ def main():
             lr=args.lr,
             clip_grad=args.clip_grad,
             use_distributed_optimizer=args.use_distributed_optimizer,
+            overlap_param_gather=args.overlap_param_gather,
             params_dtype=torch.float32,
         ),
         model,
@@ -160,6 +160,8 @@ def main():
     if args.overlap_grad_reduce:
         sync = [chunk.start_grad_sync for chunk in model]
         config.grad_sync_func = None if len(model) == 1 else sync
+    if args.overlap_param_gather and len(model) > 1:
+        config.param_sync_func = [chunk.start_param_sync for chunk in model]
 
     dataset = open_dataset(args.data_path)
     replica = mpu.get_data_parallel_rank()

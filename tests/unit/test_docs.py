@@ -4,6 +4,9 @@ import pathlib
 import re
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage
 
 import pipert
 from pipert import Costs, schedules, sources
@@ -26,6 +29,30 @@ def test_the_schedule_is_one(tmp_path):
     (tmp_path / "my.py").write_text(text)
     source = sources.load(str(tmp_path / "my.py"), ranks=3, microbatches=5)
     assert source.plan().num_stages == 3
+
+
+def test_a_torch_schedule_is_replaced():
+    before, *after = re.findall(r"```python\n(.*?)```", (DOCS / "torch_pipelining.md").read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    module, x, target = torch.nn.Linear(4, 4), torch.randn(8, 4), torch.randn(8, 4)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        outcomes = []
+        for code in ([before], after):
+            stages = [PipelineStage(module, 0, 1, torch.device("cpu"))]
+            names = {"stages": stages, "loss_fn": torch.nn.functional.mse_loss, "x": x, "target": target}
+            exec("".join(code[:1]), names)
+            losses = []
+            output = names["schedule"].step(x, target=target, losses=losses)
+            outcomes.append([output, *losses, module.weight.grad, module.bias.grad])
+            module.zero_grad()
+        assert all(map(torch.equal, *outcomes))
+        names |= {"rank": 0, "last_rank": 0}
+        exec(after[1].replace("schedule.step(x)", "output = schedule.step(x, target=target, losses=losses)"), names)
+        assert len(names["losses"]) == 8
+        names["schedule"].close()
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
