@@ -212,6 +212,8 @@ def check(plan: Plan, rank: int, chunks: Sequence[nn.Module]) -> None:
             f"{plan.name} places stages on ranks {list(path)}, and the model's chunks are placed on {list(expected)}: "
             "name the schedule, or a plan file of it, when pipert is installed, before the model is built"
         )
+    if _state.shape is None:
+        return
     held = [stage for stage, holder in enumerate(path) if holder == rank]
     for index, (stage, chunk) in enumerate(zip(held, chunks, strict=True)):
         _check_chunk(chunk, index, stage, plan.num_stages)
@@ -236,7 +238,7 @@ def _check_chunk(chunk: nn.Module, index: int, stage: int, num_stages: int) -> N
     numbers = [layer.layer_number for layer in getattr(decoder, "layers", ()) if hasattr(layer, "layer_number")]
     if not numbers:
         return
-    first = get_transformer_layer_offset(decoder.config, decoder.vp_stage) + 1
+    first = get_transformer_layer_offset(decoder.config, index) + 1
     if numbers[0] != first:
         raise ConfigError(
             f"model: chunk {index} begins with layer {numbers[0]}, and its stage, {stage} of {num_stages}, with layer "

@@ -131,9 +131,10 @@ def _is_pp_last_stage(original: Callable[..., bool]) -> Callable[..., bool]:
     Whether a chunk is last is asked as ``is_pp_last_stage(group) and is_vp_last_stage(chunk, number)``; the second is
     true only where the last stage is.
     """
+    from megatron.core.utils import get_pg_rank, get_pg_size
 
     def is_pp_last_stage(pp_group: dist.ProcessGroup) -> bool:
-        return original(pp_group) or (pp_group.rank() == 0 and folds(pp_group.size(), _sizes()[1]))
+        return original(pp_group) or (get_pg_rank(pp_group) == 0 and folds(get_pg_size(pp_group), _sizes()[1]))
 
     return is_pp_last_stage
 
