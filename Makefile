@@ -15,6 +15,7 @@ INGREDIENTS := $(shell $(PYTHON) -c 'import hashlib, importlib.util, os, sys; \
 HAS_TORCH := $(word 2,$(INGREDIENTS))
 READY := .venv/ready-$(firstword $(INGREDIENTS))
 INSTALLED := .venv/installed
+MEGATRON := .venv/megatron
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml pipert/ops.py pipert/version.py
 CXX_FILES := $(shell find csrc tests/native tests/fake -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 CMAKE_TESTS := cmake -S csrc -G Ninja -DPIPERT_BUILD_TESTS=ON -DPIPERT_CUDA=OFF
@@ -24,7 +25,7 @@ FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIPERT_BUILD_DIR := $(CURDIR)/build/extension
 
-.PHONY: help setup run test bars bench lint format gpu gpu-test gpu-bench native-test tsan fuzz clean FORCE
+.PHONY: help setup run test megatron bars bench lint format gpu gpu-test gpu-bench native-test tsan fuzz clean FORCE
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -34,8 +35,15 @@ setup: $(INSTALLED)  ## .venv with the pinned tools, and pipert in it (editable)
 run: $(INSTALLED)  ## train a small GPT over four pipeline ranks and verify it bit by bit (about two minutes)
 	pipert train --ranks 4 --schedule zb-v --verify
 
-test: $(INSTALLED)  ## all tests: Python, C++, several processes
+test: $(INSTALLED) $(MEGATRON)  ## all tests: Python, C++, several processes
 	python -m pytest $(PYTEST_ARGS)
+
+megatron: $(INSTALLED) $(MEGATRON)  ## the drop-in engine on megatron-core: its tests, a run, a comparison
+	python -m pytest tests/megatron $(PYTEST_ARGS)
+	torchrun --standalone --nproc-per-node 4 -m pipert.megatron --pipert-schedule zb-1p \
+	  tests/megatron/pretrain_gpt.py --pipeline-model-parallel-size 4
+	pipert verify-dropin --nproc-per-node 4 --schedule zb-v -- tests/megatron/pretrain_gpt.py \
+	  --pipeline-model-parallel-size 4 --virtual-pipeline-model-parallel-size 2
 
 bars: $(INSTALLED)  ## the tests that draw samples, with all of them: minutes
 	PIPERT_RANDOM_PROGRAMS=10000 PIPERT_ALL_REORDERINGS=1 python -m pytest \
@@ -95,6 +103,12 @@ ifdef HAS_TORCH
 else
 	python -m pip install --quiet -r requirements-dev.txt
 endif
+	touch $@
+
+$(MEGATRON): $(READY) requirements-megatron.txt
+	@# Without its dependencies, which .venv has: it would bring a torch of its own.
+	python -m pip install --quiet --no-deps --only-binary :all: -r requirements-megatron.txt \
+	  || echo "megatron-core cannot be installed for this Python: the tests of the drop-in engine are skipped"
 	touch $@
 
 $(INSTALLED): $(READY) $(NATIVE) $(if $(wildcard pipert/_core.*.so),,FORCE)

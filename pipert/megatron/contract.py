@@ -93,9 +93,7 @@ CONTRACT = (
         "pipert moves tensors itself, always beside compute",
     ),
     _option("overlap_moe_expert_parallel_comm", "refused", "Megatron runs a forward and a backward as one op for it"),
-    _option(
-        "delay_wgrad_compute", "refused", "goes with overlap_moe_expert_parallel_comm; a split schedule does the same"
-    ),
+    _honoured("delay_wgrad_compute", "weight gradients that a layer puts off are computed at W, or at the end of B"),
     _option("fine_grained_activation_offloading", "refused", "its buffers follow Megatron's own order of microbatches"),
     _option("cpu_offloading", "refused", "its buffers follow Megatron's own order of microbatches"),
     Item(

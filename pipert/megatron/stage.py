@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipert.errors import ConfigError
 from pipert.megatron.call import Call
 from pipert.megatron.chunk_forward import ChunkForward
-from pipert.megatron.layers import DelayedWgrads, fallback_reason
+from pipert.megatron.layers import DelayedWgrads, early_matrices, fallback_reason
 from pipert.megatron.structure import Announced
 from pipert.megatron.sync import GradSync
 from pipert.stages import Grads, Stage, Tensors
@@ -45,7 +45,8 @@ class MegatronStage:
         report: Callable[[str], None],
     ) -> None:
         self.module = ChunkForward(chunk, chunk_idx, is_last)
-        self._stage = Stage(self.module)
+        # Megatron's data parallelism moves each gradient into a main gradient as it comes.
+        self._stage = Stage(self.module, weight_grads_in_pieces=hasattr(chunk, "ddp_config"))
         self._chunk_idx = chunk_idx
         self._stage_idx = stage
         self._is_last = is_last
@@ -180,9 +181,7 @@ class MegatronStage:
 
     def _tell_early(self, parameters: Sequence[Tensor]) -> None:
         """Name the matrices whose gradients are computed at I; vectors are meant to be."""
-        names = [
-            name for name, each in self.module.chunk.named_parameters() if each.dim() > 1 and _is_in(each, parameters)
-        ]
+        names = early_matrices(self.module.chunk, parameters)
         if names:
             self._tell_once(
                 f"the gradients of {len(names)} matrices are computed at I, for lack of a rule that splits their "
@@ -217,7 +216,3 @@ class MegatronStage:
         if line not in self._reported:
             self._reported.add(line)
             self._report(f"stage {self._stage_idx}: {line}")
-
-
-def _is_in(tensor: Tensor, tensors: Sequence[Tensor]) -> bool:
-    return any(tensor is each for each in tensors)

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pipert.stages.graph import is_hooked
 
-Formula = Callable[[Any, Tensor], Tensor]
-"""From a saved tensor (or None), and the gradient of a node's output, to the gradient along one of its edges."""
+Formula = Callable[[Any, Tensor], "Tensor | None"]
+"""From a saved tensor (or None), and the gradient of a node's output, to the gradient along one of its edges; None
+where it has gone its own way, or there is none."""
 Bound = tuple[Formula, "Tensor | None"]
 """A formula, and the saved tensor that it needs."""
 
@@ -34,14 +35,35 @@ class Rule:
             a parameter from parameters, and there is nothing to split.
         bind: takes a node and one of its edges, and returns the formula of that edge; None where the formula is not
             known to give autograd's bits, or the saved tensor would have to be recomputed for it.
-        leave_out: takes a node, and those of its edges whose formulas are left to W, before I runs it. Autograd itself
-            lets torch's nodes compute only what is wanted; a Python function (``torch.autograd.Function``) computes all
-            unless it is told.
     """
 
     operands: tuple[int, ...]
     bind: Callable[[Any, int], Bound | None]
-    leave_out: Callable[[Any, tuple[int, ...]], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRule:
+    """How to split a ``torch.autograd.Function``, whose backward computes all gradients whatever autograd wants.
+
+    Attributes:
+        weights: the edges whose gradients W computes, all of them or none. A node counts its edges by the tensors among
+            the function's arguments. Nodes that have parameters elsewhere, or activations here, are not split.
+        bind: as :attr:`Rule.bind`; it returns None for every edge of a node or for none.
+        leave_out: is called with a node that I is about to run, which must compute no gradient of ``weights``.
+    """
+
+    weights: tuple[int, ...]
+    bind: Callable[[Any, int], Bound | None]
+    leave_out: Callable[[Any], None]
+
+
+def saved_by_function(node: Any) -> tuple[Tensor | None, ...] | None:
+    """Return what the node of a Python function saved; None where a saved-tensor hook holds it, as in a checkpoint."""
+    for index, saved in enumerate(node._raw_saved_tensors):
+        if is_hooked(saved, node, f"_saved_tensors{index}"):
+            return None
+    tensors: tuple[Tensor | None, ...] = node.saved_tensors
+    return tensors
 
 
 def _addmm(node: Any, edge: int) -> Bound | None:
@@ -133,7 +155,16 @@ RULES: dict[str, Rule] = {
     "BmmBackward0": Rule((0, 1), _bmm),
     "EmbeddingBackward0": Rule((), _embedding),
 }
-"""By the name of the node's type. Who has autograd functions of their own adds theirs."""
+"""By the name of the node's type."""
+
+FUNCTION_RULES: dict[type, FunctionRule] = {}
+"""By the type of the node; :func:`add_function_rule` adds to them."""
+
+
+def add_function_rule(function: type[torch.autograd.Function], rule: FunctionRule) -> None:
+    """Split ``function`` by ``rule`` from now on."""
+    FUNCTION_RULES[function._backward_cls] = rule
+
 
 ARITHMETIC = frozenset(f"{name}Backward{i}" for name in ("Add", "Sub", "Mul", "Div") for i in (0, 1))
 """Nodes whose other operand may be a constant where they compute a parameter from parameters (``weight * mask``)."""

@@ -7,7 +7,9 @@ side, and its type has a rule in :mod:`pipert.stages.boundaries`, it is a *bound
 ``I`` runs the graph once, for the stage's inputs alone, so autograd itself leaves out every weight gradient; the
 gradients that reach the boundaries are kept on the way, with the saved tensors that the rules need. ``W`` applies the
 rules and sends their results down the parameter side, in one more run. Parameters behind nodes without a rule get
-their gradient within ``I`` (their node computes it in the same kernel, or cheaply), and ``W`` only adds it.
+their gradient within ``I`` (their node computes it in the same kernel, or cheaply), and ``W`` only adds it. A
+``torch.autograd.Function`` computes all of its gradients, whatever autograd wants; its rule therefore also makes a node
+that ``I`` is about to run leave some out.
 
 Bit for bit the same as one full backward. The delicate case is a parameter that is used several times: autograd sums
 its contributions in descending order of their nodes' sequence numbers. In ``W``, gradients handed in at a node come
@@ -22,9 +24,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pipert.stages.boundaries import ARITHMETIC, RULES, Bound, Rule
+from pipert.stages.boundaries import ARITHMETIC, FUNCTION_RULES, RULES, Bound, FunctionRule, Rule
 from pipert.stages.graph import AccumulateGrad, GradientEdge, PythonNode, accumulate, gradients, nodes_below
 from pipert.stages.memory import held_bytes
 from pipert.stages.protocol import Grads
@@ -33,6 +36,9 @@ _Edge = tuple[Any, int]
 """A node, and which of its inputs."""
 _Target = tuple[_Edge, Bound]
 """An edge to the parameter side, and how to compute the gradient along it."""
+
+_Split = tuple[Tensor, "list[_Target]"]
+"""The gradient of a boundary's output, and where it is used."""
 
 _DEAD, _ACTIVE, _PARAMETER = 0, 1, 2
 
@@ -51,7 +57,7 @@ class _Boundary:
 
     __slots__ = ("edges", "formulas", "node", "rule", "runs", "seen")
 
-    def __init__(self, node: Any, rule: Rule, edges: list[tuple[int, _Edge]], runs: bool) -> None:
+    def __init__(self, node: Any, rule: Rule | FunctionRule, edges: list[tuple[int, _Edge]], runs: bool) -> None:
         self.node = node
         self.rule = rule
         self.edges = edges
@@ -59,24 +65,20 @@ class _Boundary:
         self.formulas: list[_Target] = []
         self.seen: list[Sequence[Tensor | None]] = []
 
-    def left_to_weight_grad(self) -> tuple[int, ...]:
-        """Return those of the edges for which there is a formula."""
-        targets = [target for target, _ in self.formulas]
-        return tuple([index for index, target in self.edges if target in targets])
-
 
 class WeightGrads:
     """What is left to W.
 
     Attributes:
-        split: per boundary, the gradient of its output, and its edges to the parameter side with their formulas.
+        split: per boundary, the gradient of its output, and its edges to the parameter side with their formulas; the
+            last of the forward first.
         ready: parameters whose gradients are known, and these.
     """
 
     __slots__ = ("ready", "split")
 
     def __init__(self) -> None:
-        self.split: list[tuple[Tensor, list[_Target]]] = []
+        self.split: list[_Split] = []
         self.ready: list[tuple[GradientEdge, Tensor]] = []
 
     def held_bytes(self, without: Iterable[Tensor]) -> int:
@@ -102,11 +104,47 @@ class WeightGrads:
         """Add to every parameter's ``grad`` the sum of its contributions, once, and run its hooks."""
         edges = [edge for edge, _ in self.ready]
         grads = [grad for _, grad in self.ready]
-        for output_grad, targets in self.split:
-            for edge, (formula, saved) in targets:
-                edges.append(GradientEdge(*edge))
-                grads.append(formula(saved, output_grad))
+        _compute(self.split, edges, grads)
         accumulate(edges, grads)
+
+    def run_in_pieces(self) -> None:
+        """Do as :meth:`run`, one parameter (with those that share a node with it) after the other, and keep nothing.
+
+        Where a parameter's hook takes its gradient away, no more than one piece's gradients exist at a time. Costs one
+        run of autograd per piece.
+        """
+        accumulate([edge for edge, _ in self.ready], [grad for _, grad in self.ready])
+        self.ready = []
+        pieces = _pieces(self.split)
+        self.split = []
+        while pieces:
+            edges: list[GradientEdge] = []
+            grads: list[Tensor] = []
+            _compute(pieces.pop(), edges, grads)
+            accumulate(edges, grads)
+
+
+def _compute(split: Iterable[_Split], edges: list[GradientEdge], grads: list[Tensor]) -> None:
+    """Apply the formulas of ``split``; append the gradients, and where they go."""
+    with torch.no_grad():  # as a backward has it: a Python function may hand on a gradient that requires one
+        for output_grad, targets in split:
+            for edge, (formula, saved) in targets:
+                grad = formula(saved, output_grad)
+                if grad is not None:
+                    edges.append(GradientEdge(*edge))
+                    grads.append(grad)
+
+
+def _pieces(split: Sequence[_Split]) -> list[list[_Split]]:
+    """Return ``split`` in parts that lead to no common node; the first of them last."""
+    united = _Pieces()
+    for index, (_, targets) in enumerate(split):
+        for node in nodes_below([edge[0] for edge, _ in targets]):
+            united.join(index, node)
+    pieces: dict[Any, list[_Split]] = {}
+    for index, part in enumerate(split):
+        pieces.setdefault(united.of(index), []).append(part)
+    return list(pieces.values())[::-1]
 
 
 def input_grads(
@@ -127,6 +165,8 @@ def input_grads(
     wanted: list[Tensor | GradientEdge] = [*inputs, *leaves]
     captured = []
     for boundary in boundaries:
+        if boundary.runs and isinstance(boundary.rule, FunctionRule):
+            boundary.rule.leave_out(boundary.node)
         if boundary.runs and may_have_hooks:
             # Autograd captures a gradient before the hooks on its tensor, where it goes on to run the node. A last hook
             # sees what the node sees.
@@ -168,10 +208,9 @@ def _divide(roots: Sequence[GradientEdge], inputs: Sequence[Tensor]) -> tuple[li
                 boundary.formulas.append((target, bound))
     if is_shared:
         _keep_order_of_sums(boundaries, unsplit, kinds)
+    else:
+        boundaries.reverse()
     boundaries = [boundary for boundary in boundaries if boundary.formulas]
-    for boundary in boundaries:
-        if boundary.rule.leave_out is not None:
-            boundary.rule.leave_out(boundary.node, boundary.left_to_weight_grad())
     return boundaries, _leaves(unsplit, kinds) if unsplit else []
 
 
@@ -226,15 +265,27 @@ def _walk(roots: list[Any], input_ids: set[int]) -> tuple[list[_Boundary], list[
             kinds[node] = _PARAMETER
             continue
         kinds[node] = _ACTIVE
-        if rule is None:
+        split_by = rule or _function_rule(node, edges, kinds)
+        if split_by is None:
             unsplit += [nexts[index][0] for index in edges]
         else:
-            boundaries.append(_Boundary(node, rule, [(index, nexts[index]) for index in edges], leads_on))
+            boundaries.append(_Boundary(node, split_by, [(index, nexts[index]) for index in edges], leads_on))
     for root in roots:
         if kinds[root] == _PARAMETER:
             is_shared = is_shared or root in reached
             unsplit.append(root)
     return boundaries, unsplit, kinds, is_shared
+
+
+def _function_rule(node: Any, edges: list[int], kinds: dict[Any, int]) -> FunctionRule | None:
+    """Return the rule for a Python function whose ``edges`` lead to parameters; None if it cannot be split by one."""
+    rule = FUNCTION_RULES.get(type(node))
+    if rule is None:
+        return None
+    nexts = node.next_functions
+    left_out = {index for index in rule.weights if index < len(nexts)}
+    is_wanted = any(kinds.get(nexts[index][0]) == _ACTIVE for index in left_out)
+    return rule if left_out.issuperset(edges) and not is_wanted else None
 
 
 def _is_parameter_side(node: Any, rule: Rule | None, edges: list[int], num_edges: int) -> bool:
@@ -267,6 +318,9 @@ def _keep_order_of_sums(boundaries: list[_Boundary], unsplit: list[Any], kinds: 
                     passing[child, input_nr] += 1
     for boundary in boundaries:
         handed_in.update(edge for edge, _ in boundary.formulas)
+        if isinstance(boundary.rule, FunctionRule):  # it leaves out all or nothing
+            for edge, _ in boundary.formulas[1:]:
+                pieces.join(boundary.formulas[0][0][0], edge[0])
 
     to_input_grad = {pieces.of(node) for node in unsplit}
     for place, count in handed_in.items():

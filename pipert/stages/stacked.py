@@ -22,6 +22,7 @@ _Piece = tuple[GradientEdge, "Tensor | None", Tensor]
 _Key = tuple[Any, ...]
 
 
+@torch.no_grad()
 def run_stacked(parts: Sequence[WeightGrads]) -> None:
     """Do what ``run`` of each of ``parts`` does, with one product where several lead to the same parameter.
 
@@ -38,8 +39,10 @@ def run_stacked(parts: Sequence[WeightGrads]) -> None:
             for edge, (formula, saved) in targets:
                 key = _key(edge, formula, saved, output_grad)
                 if key is None:
-                    edges.append(GradientEdge(*edge))
-                    grads.append(formula(saved, output_grad))
+                    grad = formula(saved, output_grad)
+                    if grad is not None:
+                        edges.append(GradientEdge(*edge))
+                        grads.append(grad)
                 else:
                     stacks.setdefault((formula, *key), []).append((GradientEdge(*edge), saved, output_grad))
     for (formula, *_), pieces in stacks.items():
@@ -66,4 +69,6 @@ def _key(edge: tuple[Any, int], formula: Formula, saved: Tensor | None, output_g
 def _product(formula: Formula, pieces: Sequence[_Piece]) -> Tensor:
     dim = STACKED[formula]
     saved = [tensor for _, tensor, _ in pieces if tensor is not None]
-    return formula(torch.cat(saved, dim) if saved else None, torch.cat([grad for _, _, grad in pieces], dim))
+    product = formula(torch.cat(saved, dim) if saved else None, torch.cat([grad for _, _, grad in pieces], dim))
+    assert product is not None  # formulas that can be stacked have one
+    return product

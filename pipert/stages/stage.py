@@ -79,6 +79,8 @@ class Stage:
             one matrix product per weight (:mod:`pipert.stages.stacked`). Gradients then differ from the plain form's
             by rounding, less than 64 units in the last place of the stage's largest gradient. What the ops need is held
             until the last of them.
+        weight_grads_in_pieces: compute W one parameter after the other: for parameters whose hooks take their gradients
+            away (data parallelism with main gradients), so that one exists at a time, and not the whole stage's.
 
     Raises:
         ConfigError: an unknown name in ``recompute``; and, from the ops, a microbatch in the wrong state, or another
@@ -92,6 +94,7 @@ class Stage:
         recompute: bool | Sequence[str] = False,
         main_grad_dtype: torch.dtype | None = None,
         batch_weight_grads: bool = False,
+        weight_grads_in_pieces: bool = False,
     ) -> None:
         if isinstance(recompute, str):
             raise ConfigError(f"recompute is a bool or a sequence of submodule names, not the string {recompute!r}")
@@ -101,6 +104,7 @@ class Stage:
         self._recomputes = recompute is True
         self._main_grad_dtype = main_grad_dtype
         self._batch_weight_grads = batch_weight_grads
+        self._in_pieces = weight_grads_in_pieces
         self._parameters = tuple(module.parameters())
         self._forwards: dict[int, _Forward] = {}
         self._rests: dict[int, _Rest] = {}
@@ -164,7 +168,8 @@ class Stage:
         if self._put_off:
             foreign = self._run_put_off(rest)
         else:
-            rest.weight_grads.run()
+            run = rest.weight_grads.run_in_pieces if self._in_pieces else rest.weight_grads.run
+            run()
             foreign = rest.foreign
         self._finish(fresh, foreign)
 

@@ -8,6 +8,7 @@ that dropout and initialisation are as reproducible as on a GPU.
 import contextlib
 import copy
 import functools
+import importlib
 
 import torch
 
@@ -26,7 +27,8 @@ def install():
     """Change torch and megatron-core, once."""
     if torch.cuda.is_available() or torch.cuda.current_device is _current_device:
         return
-    from megatron.core.tensor_parallel import random  # loads torch's compiler, which wants torch as it is
+    importlib.import_module("megatron.core.models.gpt")  # loads torch's compiler, which wants torch as it is
+    from megatron.core.tensor_parallel import random
 
     torch.compiler.set_stance("force_eager")
     cuda = torch.cuda

@@ -10,6 +10,7 @@ from zoo import ZOO, make, needs_grad
 
 from pipert.stages import Stage, boundaries, memory
 from pipert.stages.graph import is_hooked_by_trial
+from pipert.stages.split import WeightGrads
 
 
 def forward_inputs(name, batch):
@@ -102,6 +103,12 @@ WHOLE = ["F0", "F1", "B0", "F2", "B1", "B2"]
 @pytest.mark.parametrize("name", ZOO)
 def test_every_graph_has_the_bits_of_autograd(name, ops):
     assert_same(name, ops)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_graph_has_the_bits_of_autograd_in_pieces(name, monkeypatch):
+    monkeypatch.setattr(WeightGrads, "run", WeightGrads.run_in_pieces)
+    assert_same(name, INTERLEAVED)
 
 
 @pytest.mark.parametrize("name", ZOO)
