@@ -13,5 +13,6 @@ Megatron-core's ``get_forward_backward_func`` then gives a function of the same 
 from __future__ import annotations
 
 from pipert.megatron.install import install, uninstall
+from pipert.megatron.placement import placed
 
-__all__ = ["install", "uninstall"]
+__all__ = ["install", "placed", "uninstall"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipert.errors import ConfigError
+from pipert.megatron import placement
 from pipert.megatron.call import Call
 from pipert.megatron.structure import Structure, flatten
 from pipert.stages import Tensors
@@ -61,22 +62,25 @@ class ChunkForward(nn.Module):
         call, microbatch = self._call, self._microbatch
         assert call is not None
         checkpointed = None if self._is_checkpointed is None else self._is_checkpointed(microbatch)
-        (output,), num_tokens = forward_step(
-            _checked(call.forward_step_func, call.collect_non_loss_data) if self._is_last else call.forward_step_func,
-            call.data_iterators[self._chunk_idx],
-            self.chunk,
-            call.num_microbatches,
-            [None] if self._arrived is None else self._arrived.input_tensor(inputs),
-            self._data.setdefault(microbatch, []),
-            call.config,
-            call.context_parallel_size,
-            call.collect_non_loss_data,
-            checkpointed,
-            call.is_first_microbatch(microbatch),
-            microbatch,
-            self._chunk_idx if call.interleaved else None,
-            self._is_last,
-        )
+        with placement.running(self._chunk_idx):
+            (output,), num_tokens = forward_step(
+                _checked(call.forward_step_func, call.collect_non_loss_data)
+                if self._is_last
+                else call.forward_step_func,
+                call.data_iterators[self._chunk_idx],
+                self.chunk,
+                call.num_microbatches,
+                [None] if self._arrived is None else self._arrived.input_tensor(inputs),
+                self._data.setdefault(microbatch, []),
+                call.config,
+                call.context_parallel_size,
+                call.collect_non_loss_data,
+                checkpointed,
+                call.is_first_microbatch(microbatch),
+                microbatch,
+                self._chunk_idx if call.interleaved else None,
+                self._is_last,
+            )
         if self._is_last:
             self._num_tokens += num_tokens
             return (output,) if isinstance(output, Tensor) else ()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipert.errors import PipertError
-from pipert.megatron import contract
+from pipert.megatron import contract, placement
 from pipert.megatron.call import Call, Groups
 from pipert.megatron.options import Options
 from pipert.megatron.pipeline import Pipeline
@@ -87,6 +87,7 @@ class Pipelines:
                 len(call.chunks),
                 call.config.microbatch_group_size_per_vp_stage,
             )
+            placement.check(plan, group.rank(), call.chunks)
         except PipertError as error:
             fault = error
         agree(group, fault)

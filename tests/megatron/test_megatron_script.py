@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from runs import differences, needs_megatron, run
 
 pytestmark = needs_megatron
