@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+from runs import PIPERT, differences, needs_megatron, run
 
 import pipert
 from pipert.errors import ConfigError
 from pipert.megatron import placed, placement
 from pipert.schedules import SCHEDULES
 from pipert.schedules import placement as places
-from runs import PIPERT, differences, needs_megatron, run
 
 pytestmark = needs_megatron
 
