@@ -1,7 +1,6 @@
 """Megatron's own schedules against pipert's, every loss and gradient of five steps, to the bit."""
 
 import pytest
-
 from runs import PIPERT, differences, needs_megatron, run
 
 pytestmark = needs_megatron

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from runs import differences, needs_megatron, run
 
 pytestmark = needs_megatron
