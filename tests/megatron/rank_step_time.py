@@ -99,7 +99,7 @@ def real_model(num_chunks):
 
 
 def prepare(kind, schedule, num_chunks):
-    """Return a function that runs a step."""
+    """Return a function that runs a step; Megatron's own are prepared before pipert is installed."""
     parallel_state.destroy_model_parallel()
     virtual = num_chunks if num_chunks > 1 else None
     parallel_state.initialize_model_parallel(1, dist.get_world_size(), virtual_pipeline_model_parallel_size=virtual)
@@ -107,8 +107,6 @@ def prepare(kind, schedule, num_chunks):
         pipert.megatron.install(schedule)
     model, forward_step, sizes = (sleeping_model if kind == "timed" else real_model)(num_chunks)
     run = schedules.get_forward_backward_func()
-    if schedule is not None:
-        pipert.megatron.uninstall()
 
     def step():
         iterators = [None] * len(model)
