@@ -81,6 +81,7 @@ def examine() -> tuple[Finding, ...]:
         *_native(),
         _cores(),
         _package("torch", "plans can be made, checked and simulated, not run", required=True),
+        _package("megatron-core", "no drop-in engine for Megatron's scripts: pip install 'pipert[megatron]'"),
         _package("pytest-benchmark", "`make bench` does not run: pip install 'pipert[dev]'"),
         _package("nvtx", "profilers show ops, but not the steps around them: pip install nvtx"),
         _program("nvcc", "no CUDA backend can be built"),

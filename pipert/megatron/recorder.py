@@ -98,7 +98,7 @@ class Recorder:
 
     def _record(self, chunks: list[torch.nn.Module], data: list[Any], time_ms: float) -> None:
         step = str(len(self._recording.steps))
-        losses = [torch.as_tensor(value) for value in _numbers(data)]
+        losses = [torch.as_tensor(value) for value in _numbers(data if _reads_losses() else [])]
         differing_losses = sum(self._differs(step, f"loss {i}", loss) is not None for i, loss in enumerate(losses))
         gradients = [(name, _gradient(each)) for name, each in named_parameters(chunks)]
         present = {name: gradient for name, gradient in gradients if gradient is not None}
@@ -137,6 +137,14 @@ class Recorder:
         column = dist.get_process_group_ranks(parallel_state.get_pipeline_model_parallel_group())[0]
         digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
         return self._folder / f"column{column}" / step / f"{digest}.pt"
+
+
+def _reads_losses() -> bool:
+    """Whether scripts read losses on this rank: in a V, a second one has them, too."""
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_pipeline_model_parallel_group()
+    return bool(dist.get_rank(group) == group.size() - 1)
 
 
 def _as_list(model: Any) -> list[torch.nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipert import sources
+from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.lowering import compile
@@ -11,6 +12,7 @@ from pipert.ops import OpKind
 from pipert.plan import Plan
 from pipert.schedules import placement
 from pipert.schedules.interleaved import group_by_group
+from pipert.solve.auto import auto as search
 
 
 def make_plan(options: Options, num_ranks: int, num_microbatches: int, num_chunks: int, group_size: int | None) -> Plan:
@@ -30,18 +32,20 @@ def make_plan(options: Options, num_ranks: int, num_microbatches: int, num_chunk
     name = options.schedule or ("1f1b" if num_chunks == 1 else "interleaved")
     if name == "interleaved" and group_size not in (None, num_ranks):
         return compile(interleaved_in_groups(num_ranks, num_microbatches, num_chunks, group_size))
-    if sources.takes_sizes(name):
-        costs = options.parsed_costs()
-        plan = sources.load(
-            name,
-            ranks=num_ranks,
-            microbatches=num_microbatches,
-            chunks=num_chunks,
-            costs=costs,
-            memory_limit=options.memory_limit,
-        ).plan()
-    else:
-        plan = sources.load(name, costs=options.parsed_costs(), memory_limit=options.memory_limit).plan()
+    costs = options.parsed_costs()
+    if name == "auto":  # which otherwise chooses a placement, too; here the model's chunks have one
+        path = placement.loop(num_ranks, num_chunks)
+        program = search([path], [0] * num_microbatches, costs or Costs.per_rank(), options.memory_limit)
+        return compile(program)
+    takes_sizes = sources.takes_sizes(name)  # a file has its own
+    plan = sources.load(
+        name,
+        ranks=num_ranks if takes_sizes else None,
+        microbatches=num_microbatches if takes_sizes else None,
+        chunks=num_chunks if takes_sizes else None,
+        costs=costs,
+        memory_limit=options.memory_limit,
+    ).plan()
     _check(name, plan, num_ranks, num_microbatches, num_chunks)
     return plan
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import runpy
 import sys
+import traceback
 from pathlib import Path
 
-from pipert.errors import ConfigError
+from pipert.errors import ConfigError, StageError
 
 
 def check_script(script: list[str]) -> Path:
@@ -22,8 +23,16 @@ def check_script(script: list[str]) -> Path:
 
 
 def run_script(script: list[str]) -> None:
-    """Run ``script``, a file and its arguments, in this process."""
+    """Run ``script``, a file and its arguments, in this process.
+
+    Raises:
+        StageError: a function of the script raised in an op; where it did so stands on standard error.
+    """
     path = check_script(script)
     sys.argv = script
     sys.path[0] = str(path.parent.resolve())
-    runpy.run_path(str(path), run_name="__main__")
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except StageError as error:
+        traceback.print_exception(error.__cause__)
+        raise

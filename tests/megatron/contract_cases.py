@@ -78,6 +78,7 @@ CASES = {
     "defer_embedding_wgrad_compute": Case(config={"defer_embedding_wgrad_compute": noted_drain}),
     "overlap_p2p_comm": Case(config={"overlap_p2p_comm_warmup_flush": True}, num_chunks=2),
     "zb-1p": Case(schedule="zb-1p", dropout=0.0),
+    "auto": Case(schedule="auto", num_chunks=2, dropout=0.0),
     "breadth-first": Case(schedule="breadth-first", num_chunks=2, dropout=0.0),
 }
 """Run by Megatron's own function and by pipert's: what is returned, gradients and events must be the same."""
