@@ -101,7 +101,8 @@ def _closing_first(original: Callable[..., None], close: Callable[[], None]) -> 
 
     @functools.wraps(original)
     def destroy_process_group(group: Any = None) -> None:
-        close()
+        if group in (None, dist.group.WORLD):
+            close()
         original(group)
 
     return destroy_process_group

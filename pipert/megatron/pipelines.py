@@ -46,7 +46,11 @@ class Pipelines:
         if timers is not None:
             timers("forward-backward", log_level=1).start(barrier=call.config.barrier_with_L1_time)
         pipeline = self._pipeline(call)
-        data, result = pipeline.run(call)
+        try:
+            data, result = pipeline.run(call)
+        except BaseException:
+            self._files = None  # writing them needs every rank
+            raise
         if timers is not None:
             timers("forward-backward").stop()
         if self._files is not None and not call.forward_only:

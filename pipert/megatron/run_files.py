@@ -45,12 +45,14 @@ class RunFiles:
         self._plan: Plan | None = None
         self._device = torch.device("cpu")
         self._steps: deque[_Step] = deque(maxlen=_NUM_LATE_STEPS)
+        self._num_steps = 0
 
     def keep(self, group: Group, result: StepResult, device: torch.device) -> None:
         """Take in a step that ``group`` has run, on ``device``."""
         if result.plan is not self._plan:
             self._steps.clear()
         self._group, self._plan, self._device = group, result.plan, device
+        self._num_steps += 1
         self._steps.append(_Step(result.step, result.records, max(result.peak_activation_bytes.values())))
 
     def write(self) -> None:
@@ -67,7 +69,7 @@ class RunFiles:
         predicted = simulate(self._plan, calibrate(typical.trace))
         folder = summary.make_folder(self._folder, f"{time.strftime('%Y%m%d-%H%M%S')}-megatron-{self._plan.name}")
         peaks = [max(step.peak_activation_bytes for step in of_rank) for of_rank in steps]
-        figures = self._figures(self._plan, len(reports), typical, predicted, peaks)
+        figures = self._figures(self._plan, typical, predicted, peaks)
         summary.write(folder, figures, self._plan, typical.trace, predicted.trace)
         say(f"{folder}: summary.json, plan.json, trace.json, timeline.html")
 
@@ -75,15 +77,13 @@ class RunFiles:
         assert self._plan is not None
         return measure(Trace.from_records(self._plan, [step.records for step in steps], step=steps[0].number))
 
-    def _figures(
-        self, plan: Plan, num_steps: int, typical: Report, predicted: Report, peaks: list[int]
-    ) -> summary.Summary:
+    def _figures(self, plan: Plan, typical: Report, predicted: Report, peaks: list[int]) -> summary.Summary:
         return summary.Summary(
             schedule=plan.name,
             device=device_name(self._device),
             num_ranks=plan.num_ranks,
             num_microbatches=plan.num_microbatches,
-            num_steps=num_steps,
+            num_steps=self._num_steps,
             first_loss=None,
             last_loss=None,
             losses=[],
