@@ -39,7 +39,7 @@ test: $(INSTALLED) $(MEGATRON)  ## all tests: Python, C++, several processes
 	python -m pytest $(PYTEST_ARGS)
 
 megatron: $(INSTALLED) $(MEGATRON)  ## the drop-in engine on megatron-core: its tests, a run, a comparison
-	python -m pytest tests/megatron $(PYTEST_ARGS)
+	PIPERT_MEGATRON_ALL=1 python -m pytest tests/megatron $(PYTEST_ARGS)
 	torchrun --standalone --nproc-per-node 4 -m pipert.megatron --pipert-schedule zb-1p \
 	  tests/megatron/pretrain_gpt.py --pipeline-model-parallel-size 4
 	pipert verify-dropin --nproc-per-node 4 --schedule zb-v -- tests/megatron/pretrain_gpt.py \
