@@ -89,6 +89,8 @@ class MegatronStage:
         inputs = tuple([x.detach().requires_grad_(x.is_floating_point()) for x in inputs])
         outputs = self._stage.forward(microbatch, inputs)
         if self._is_last:
+            if not outputs:
+                raise ConfigError("the last stage's output is no tensor; a backward begins at a loss")
             self._losses[microbatch] = outputs[0]
             return ()
         self._tell_structure()

@@ -107,6 +107,8 @@ REFUSED = {
     "a chunk without the hooks": Case(without_hook=True),
     "too few data iterators": Case(num_chunks=2, call={"data_iterator": [iter(())]}),
     "one value of the loss function": Case(loss_values=1),
+    "no loss to begin at": Case(call={"collect_non_loss_data": True}),
+    "no tensor to begin at": Case(loss_values=0, arrange=lambda y: (y, y)),
     "a forward_step_func that raises": Case(raises=(1, 2), schedule="zb-1p"),
     "an unknown schedule": Case(schedule="zb-7"),
     "a plan for other sizes": Case(schedule=str(Path(__file__).parent / "three_ranks.csv")),

@@ -27,6 +27,8 @@ MESSAGES = {
     "a chunk without the hooks": "rank 1 .*model: chunk 0, a Linear, has no set_input_tensor",
     "too few data iterators": "data_iterator: 2 model chunks need a list of as many, not 1",
     "one value of the loss function": "1F0.*the loss function must return .*it returned 1 value",
+    "no loss to begin at": r"1B0.*the loss has shape \(4, 2, 8\)",
+    "no tensor to begin at": "1F0.*the last stage's output is no tensor",
     "a forward_step_func that raises": "1F2.*ValueError: a bad batch",
     "an unknown schedule": "'zb-7' is neither a file nor a schedule",
     "a plan for other sizes": "is for 3 ranks; pipeline_model_parallel_size is 2",
