@@ -6,7 +6,7 @@
 import os
 
 import pytest
-from runs import PIPERT, differences, needs_megatron, run
+from script_runs import PIPERT, differences, needs_megatron, run
 
 pytestmark = needs_megatron
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import needs_megatron
+from script_runs import needs_megatron
 
 pytestmark = needs_megatron
 HERE = Path(__file__).parent

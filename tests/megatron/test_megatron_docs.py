@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runs import needs_megatron
+from script_runs import needs_megatron
 
 from pipert.megatron.contract import CONTRACT
 

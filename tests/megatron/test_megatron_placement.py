@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from runs import PIPERT, differences, needs_megatron, run
+from script_runs import PIPERT, differences, needs_megatron, run
 
 import pipert
 from pipert.errors import ConfigError

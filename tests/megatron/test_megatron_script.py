@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from runs import differences, needs_megatron, run
+from script_runs import differences, needs_megatron, run
 
 pytestmark = needs_megatron
 
