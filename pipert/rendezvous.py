@@ -51,7 +51,7 @@ def meet(group: Group, plan: Plan, options: Mapping[str, Any], fault: Exception 
         "host": socket.gethostname(),
         "plan": plan.native.fingerprint,
         "options": options,
-        "fault": None if fault is None else f"{type(fault).__name__}: {fault}",
+        "fault": _text(fault),
         "session": secrets.token_hex(16),
     }
     peers = gather(group, about)
@@ -73,12 +73,10 @@ def agree(group: Group, fault: Exception | None) -> None:
     Raises:
         ConfigError: another rank cannot start; and ``fault`` itself on the rank that brought it.
     """
-    faults = gather(group, None if fault is None else f"{type(fault).__name__}: {fault}")
+    faults = gather(group, _text(fault))
     if fault is not None:
         raise fault
-    for peer, text in enumerate(faults):
-        if text is not None:
-            raise ConfigError(f"rank {peer} cannot start: {text}", rank=peer)
+    _check_faults(faults)
 
 
 def host_group(group: Group) -> Group:
@@ -117,10 +115,19 @@ def _check_host_memory(group: Group) -> None:
         ) from None
 
 
+def _text(fault: Exception | None) -> str | None:
+    return None if fault is None else f"{type(fault).__name__}: {fault}"
+
+
+def _check_faults(faults: list[str | None]) -> None:
+    for peer, text in enumerate(faults):
+        if text is not None:
+            raise ConfigError(f"rank {peer} cannot start: {text}", rank=peer)
+
+
 def _check_peers(peers: list[dict[str, Any]]) -> None:
+    _check_faults([about["fault"] for about in peers])
     for peer, about in enumerate(peers):
-        if about["fault"] is not None:
-            raise ConfigError(f"rank {peer} cannot start: {about['fault']}", rank=peer)
         if about["plan"] != peers[0]["plan"]:
             raise ConfigError(f"rank {peer} has another plan than rank 0; give all ranks the same plan", rank=peer)
         for name, value in about["options"].items():
