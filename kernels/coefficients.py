@@ -1,0 +1,65 @@
+"""The late inputs of T: all that scales a gradient and may be known only after S.
+
+With ``z`` a token's logits and L the loss of all tokens, ``dL/dz = u p - t 1[y] - q`` over the real columns, where
+``p = exp(z - lse)``. S stores ``E' = exp(z - reference)`` with the target's own entry set to 0, so that
+
+    dX = a ⊙ (E' W) + b ⊙ W[y] - q ΣW,    dW = E'ᵀ (a ⊙ X) + scatter_y(b ⊙ X) - Σ q X.
+
+Shapes: N tokens. Everything here is fp32, or fp64 for fp64 inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pipert.kernels.loss_options import LossOptions
+from pipert.kernels.statistics import RowStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """What multiplies the parts of the gradient, per token.
+
+    Attributes:
+        a_N: of the row of E' (which the derivative of a soft cap has multiplied already).
+        b_N: of the target's own row of W, or of dW; the soft cap's derivative at the target is in it.
+        q_N: of every real row, for label smoothing; None without.
+    """
+
+    a_N: torch.Tensor
+    b_N: torch.Tensor
+    q_N: torch.Tensor | None
+
+
+def coefficients(
+    own_reference_N: torch.Tensor,
+    all_shards: RowStatistics,
+    loss_grad_N: torch.Tensor,
+    options: LossOptions,
+    *,
+    vocab_size: int,
+    logprob_grad_N: torch.Tensor | None = None,
+) -> Coefficients:
+    """Compute the coefficients of one shard.
+
+    Args:
+        own_reference_N: the ``reference_N`` of this shard's own statistics.
+        all_shards: the combined statistics.
+        loss_grad_N: dL/d(loss of the token), its weight and all scales included; 0 for an ignored token.
+        options: what the loss has beside the plain cross entropy.
+        vocab_size: real rows of the whole vocabulary, for label smoothing.
+        logprob_grad_N: dL/d(log-probability of the target), if that is used too; 0 for an ignored token.
+    """
+    lse_N = all_shards.lse_N
+    epsilon, zloss = options.label_smoothing, options.z_loss
+    u_N = loss_grad_N * (1 + 2 * zloss * lse_N) if zloss else loss_grad_N
+    t_N = loss_grad_N * (1 - epsilon) if epsilon else loss_grad_N
+    if logprob_grad_N is not None:
+        u_N, t_N = u_N - logprob_grad_N, t_N - logprob_grad_N
+    z_N = all_shards.target_N
+    b_N = u_N * (z_N - lse_N).exp() - t_N
+    if options.soft_cap is not None:
+        b_N = b_N * (1 - (z_N / options.soft_cap) ** 2)
+    alpha_N = torch.where(own_reference_N == -torch.inf, 0, (own_reference_N - lse_N).exp())
+    return Coefficients(u_N * alpha_N, b_N, loss_grad_N * (epsilon / vocab_size) if epsilon else None)
