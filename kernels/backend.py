@@ -61,7 +61,7 @@ class Backend(Protocol):
     def input_grad(
         self, product_ND: torch.Tensor, w_VD: torch.Tensor, local_N: torch.Tensor, a_N: torch.Tensor, b_N: torch.Tensor
     ) -> torch.Tensor:
-        """Return ``a ⊙ (E' W) + b ⊙ W[y]`` [N, D], made in place of ``product_ND``; no W[y] where the shard does not hold y."""
+        """Return ``a ⊙ (E' W) + b ⊙ W[y]`` [N, D], made in place of the product; W[y] where the shard holds y."""
         ...
 
     def add_weight_grad(
