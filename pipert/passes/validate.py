@@ -10,6 +10,7 @@ from pipert.ops import LaneKind, OpKind, Scope
 
 _NONE = -1
 _OWN_LANES = (LaneKind.COMPUTE, LaneKind.COLLECTIVE)
+_OF_THE_VOCABULARY = (Scope.SHARD, Scope.MEETING)
 _ORDER = (OpKind.FORWARD, OpKind.RECOMPUTE, OpKind.BACKWARD, OpKind.INPUT_GRAD, OpKind.WEIGHT_GRAD)
 
 
@@ -66,6 +67,8 @@ class _Cells:
         for whole in ops:
             for op in whole.parts or (whole,):
                 kind, stage, microbatch = op.kind, op.stage, op.microbatch
+                if kind.scope in _OF_THE_VOCABULARY:
+                    continue
                 if kind.lane is not LaneKind.COMPUTE or microbatch < 0:
                     if microbatch < 0 and kind.lane in _OWN_LANES:
                         if kind.scope is Scope.RANK and stage != rank:
