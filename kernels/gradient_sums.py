@@ -33,8 +33,8 @@ class GradientSums:
         main_grad_VD: torch.Tensor | None = None,
         bias_main_grad_V: torch.Tensor | None = None,
     ) -> None:
-        self._nothing = x_ND.new_empty(0, dtype=accumulation_dtype(x_ND.dtype))
-        dtype = self._nothing.dtype
+        self._x_ND = x_ND
+        dtype = accumulation_dtype(x_ND.dtype)
         self.dx_ND = torch.empty_like(x_ND, dtype=dtype) if wanted[0] else None
         self.dw_VD = self.db_V = None
         if wanted[1]:
@@ -55,5 +55,7 @@ class GradientSums:
 
     def all_or_empty(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the three, an empty tensor in the place of None."""
-        dx_ND, dw_VD, db_V = (self._nothing if t is None else t for t in (self.dx_ND, self.dw_VD, self.db_V))
-        return dx_ND, dw_VD, db_V
+        return self._or_empty(self.dx_ND), self._or_empty(self.dw_VD), self._or_empty(self.db_V)
+
+    def _or_empty(self, sums: torch.Tensor | None) -> torch.Tensor:
+        return self._x_ND.new_empty(0, dtype=accumulation_dtype(self._x_ND.dtype)) if sums is None else sums
