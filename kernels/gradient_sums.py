@@ -46,12 +46,13 @@ class GradientSums:
         self, rows: slice, layer: OutputShard, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor
     ) -> None:
         """Add the gradients from these rows of x, whose state, statistics and gradient of losses are given."""
+        late = layer.coefficients(state, all_shards, loss_grad_N)
         if self.dx_ND is not None:
-            self.dx_ND[rows] = layer.input_grad(state, all_shards, loss_grad_N)
+            self.dx_ND[rows] = layer.input_grad(state, all_shards, loss_grad_N, late=late)
         if self.dw_VD is not None:
-            layer.add_weight_grad(state, all_shards, loss_grad_N, self.dw_VD, self.db_V)
+            layer.add_weight_grad(state, all_shards, loss_grad_N, self.dw_VD, self.db_V, late=late)
         elif self.db_V is not None:
-            layer.add_bias_grad(state, all_shards, loss_grad_N, self.db_V)
+            layer.add_bias_grad(state, late, self.db_V)
 
     def all_or_empty(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the three, an empty tensor in the place of None."""
