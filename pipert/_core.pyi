@@ -165,6 +165,7 @@ def measure(
     act: Sequence[float],
     act_w: Sequence[float],
     act_kept: Sequence[float],
+    act_s: float,
 ) -> dict[str, Any]: ...
 def explain(
     plan: Plan, start: array[float], end: array[float]

@@ -11,6 +11,7 @@ from pipert.passes.validate_vocab import validate_vocab
 
 _NONE = -1
 _OWN_LANES = (LaneKind.COMPUTE, LaneKind.COLLECTIVE)
+_OF_THE_VOCABULARY = (Scope.SHARD, Scope.MEETING)
 _ORDER = (OpKind.FORWARD, OpKind.RECOMPUTE, OpKind.BACKWARD, OpKind.INPUT_GRAD, OpKind.WEIGHT_GRAD)
 
 

@@ -9,8 +9,20 @@ from pipert.errors import PlanError
 from pipert.ir import Op, Program
 from pipert.ops import OpKind, Scope
 
-_FORWARD = (OpKind.EMBED, OpKind.VEMBED, OpKind.VBCAST, OpKind.SCORE, OpKind.VSTATS)
-_BACKWARD = (OpKind.SCORE_W, OpKind.VGRAD, OpKind.VEMBED_GRAD, OpKind.EMBED_W)
+_GROUPS = (
+    (OpKind.EMBED, OpKind.VEMBED, OpKind.VEMBED_GRAD, OpKind.EMBED_W),
+    (OpKind.VBCAST, OpKind.SCORE, OpKind.VSTATS, OpKind.SCORE_W, OpKind.VGRAD),
+)
+"""The input embedding, and the output layer."""
+_OF_BACKWARD = (OpKind.SCORE_W, OpKind.VGRAD, OpKind.VEMBED_GRAD, OpKind.EMBED_W)
+_OWN_ORDER = (
+    (OpKind.EMBED, OpKind.VEMBED),
+    (OpKind.VBCAST, OpKind.SCORE),
+    (OpKind.SCORE, OpKind.VSTATS),
+    (OpKind.VSTATS, OpKind.SCORE_W),
+    (OpKind.VSTATS, OpKind.VGRAD),
+    (OpKind.VEMBED_GRAD, OpKind.EMBED_W),
+)
 _STARTS_BACKWARD = (OpKind.BACKWARD, OpKind.INPUT_GRAD)
 
 Places = Mapping[Op, int]
@@ -20,9 +32,10 @@ Places = Mapping[Op, int]
 def validate_vocab(program: Program) -> None:
     """Check each rank's passes over the vocabulary, if there are any; what is no such pass must be complete.
 
-    Every rank has all of them once for every microbatch, those after ``VSTATS`` only if the program trains. They stand in
-    the order that :func:`pipert.passes.vocab_parallel` gives, T before ``VGRAD`` everywhere (Algorithm 1) or after it
-    everywhere (Algorithm 2). All ranks have the same order of meetings.
+    Of the output layer's, and of the input embedding's, every rank has either none, or all once for every microbatch
+    (those of the gradient if the program trains), in the order that :func:`pipert.passes.vocab_parallel` gives them. T
+    stands before ``VGRAD`` everywhere (Algorithm 1), or after it everywhere (Algorithm 2). All ranks have the same order
+    of meetings.
 
     Raises:
         PlanError: naming rank, op, what was expected and what was found.
@@ -33,16 +46,17 @@ def validate_vocab(program: Program) -> None:
     if len(set(program.paths)) > 1:
         raise PlanError(f"{program.name}: expected one last stage, as there are passes over the vocabulary, got replicas")
     trains = any(part.kind in _STARTS_BACKWARD for row in program.ranks for op in row for part in op.unpacked)
-    kinds = _FORWARD + (_BACKWARD if trains else ())
+    here = {op.kind for row in rows for op in row}
+    kinds = [kind for group in _GROUPS if here & set(group) for kind in group if trains or kind not in _OF_BACKWARD]
     algorithm = 0
     for rank, (row, ops) in enumerate(zip(program.ranks, rows, strict=True)):
         places = {part: index for index, op in enumerate(row) for part in op.unpacked or (op,)}
         _check_complete(program, rank, ops, kinds)
         for microbatch in range(program.num_microbatches):
-            for earlier, later in _orders(program, rank, microbatch, places, trains):
-                if places[earlier] > places[later]:
+            for earlier, later in _orders(program, rank, microbatch):
+                if earlier in places and later in places and places[earlier] > places[later]:
                     raise _fault(rank, later, f"it after {earlier}", "it before")
-            if trains:
+            if OpKind.SCORE_W in kinds:
                 algorithm = _check_algorithm(rank, microbatch, places, algorithm)
     _check_meetings(rows)
 
@@ -65,31 +79,21 @@ def _check_complete(program: Program, rank: int, ops: Sequence[Op], kinds: Seque
             raise _fault(rank, op, "it once, as there are passes over the vocabulary", "none")
 
 
-def _orders(program: Program, rank: int, microbatch: int, places: Places, trains: bool) -> Iterator[tuple[Op, Op]]:
-    """List what must stand before what in a rank's row."""
+def _orders(program: Program, rank: int, microbatch: int) -> Iterator[tuple[Op, Op]]:
+    """List what stands before what in a rank's row, as far as it stands there."""
 
     def ours(kind: OpKind) -> Op:
         return Op(kind, rank if kind.scope is Scope.SHARD else -1, microbatch)
 
-    def backward(stage: int) -> Op:
-        return next(op for kind in _STARTS_BACKWARD if (op := Op(kind, stage, microbatch)) in places)
-
+    for earlier, later in _OWN_ORDER:
+        yield ours(earlier), ours(later)
     last = program.num_stages - 1
-    yield ours(OpKind.EMBED), ours(OpKind.VEMBED)
-    yield ours(OpKind.VBCAST), ours(OpKind.SCORE)
-    yield ours(OpKind.SCORE), ours(OpKind.VSTATS)
     if program.rank_of(0, microbatch) == rank:
         yield ours(OpKind.VEMBED), Op(OpKind.FORWARD, 0, microbatch)
+        yield from ((Op(kind, 0, microbatch), ours(OpKind.VEMBED_GRAD)) for kind in _STARTS_BACKWARD)
     if program.rank_of(last, microbatch) == rank:
         yield Op(OpKind.FORWARD, last, microbatch), ours(OpKind.VBCAST)
-    if trains:
-        yield ours(OpKind.VSTATS), ours(OpKind.SCORE_W)
-        yield ours(OpKind.VSTATS), ours(OpKind.VGRAD)
-        yield ours(OpKind.VEMBED_GRAD), ours(OpKind.EMBED_W)
-        if program.rank_of(last, microbatch) == rank:
-            yield ours(OpKind.VGRAD), backward(last)
-        if program.rank_of(0, microbatch) == rank:
-            yield backward(0), ours(OpKind.VEMBED_GRAD)
+        yield from ((ours(OpKind.VGRAD), Op(kind, last, microbatch)) for kind in _STARTS_BACKWARD)
 
 
 def _check_algorithm(rank: int, microbatch: int, places: Places, algorithm: int) -> int:
