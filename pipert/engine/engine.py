@@ -24,7 +24,7 @@ from pipert.engine.routes import has_backward, has_post_validation
 from pipert.engine.runner import Runner, Settings
 from pipert.engine.speculation import Speculation, check_optimizer, share_total
 from pipert.engine.step_range import shown_as_range
-from pipert.engine.vocabulary import about_vocabulary, adopt_vocabulary, splits_vocabulary
+from pipert.engine.vocab import about_vocabulary, adopt_vocabulary, splits_vocabulary
 from pipert.errors import ConfigError, LaneTimeout, PeerLost, PipertError
 from pipert.exchange import talking
 from pipert.finish import Finish, Optimizer

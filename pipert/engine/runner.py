@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,17 +12,10 @@ from pipert.engine.device import Device
 from pipert.engine.driver import Driver, Handler, Meter, Ports
 from pipert.engine.lanes import open_lanes
 from pipert.engine.loss import Loss
-from pipert.engine.meetings import GroupMeetings, LocalMeetings, Meetings
 from pipert.engine.ports import Handover, Inbox, Kept, Outbox, SendLane, Sink, Sinks, Source, Sources
 from pipert.engine.routes import Route, compute_ops, has_backward, rank_transfers, routes
 from pipert.engine.speculation import RankPorts, Speculation
-from pipert.engine.vocabulary import (
-    EmbeddedTokens,
-    HiddenStates,
-    VocabularyDriver,
-    batches,
-    splits_vocabulary,
-)
+from pipert.engine.vocab import VocabRanks
 from pipert.numerics import LossReduction, MicrobatchLoss
 from pipert.ops import OpKind, Scope
 from pipert.rendezvous import Group
@@ -90,9 +83,7 @@ class Runner:
         self._send_lanes: dict[int, SendLane] = {}
         self._feed = Kept(plan.num_microbatches)
         self._loss = Loss(settings.loss_fn, settings.loss_reduction, plan, check_at_once=settings.device.is_host)
-        self._meetings = self._make_meetings(settings)
-        self._loss_reduction = settings.loss_reduction
-        self._vocabulary = self._make_vocabulary_drivers(settings)
+        self._vocab = VocabRanks(plan, settings, self._loss, self._meters, self.lanes.check, training=self.training)
         self._drivers = self._make_drivers(settings)
         self._speculation = settings.speculation if self.training else None
         handlers = self._make_handlers(settings.ranks)
@@ -103,10 +94,7 @@ class Runner:
         for microbatch, tensors in enumerate(inputs):
             self._feed.give(microbatch, tuple(tensor.detach() for tensor in tensors))
         self._loss.start(step, targets)
-        if self._vocabulary:
-            parts = batches(self.plan, inputs, targets, self._loss_reduction)
-            for vocabulary in self._vocabulary.values():
-                vocabulary.start(step, parts)
+        self._vocab.start(step, inputs, targets)
         for driver in self._drivers.values():
             driver.start(step)
         for meter in self._meters.values():
@@ -115,9 +103,7 @@ class Runner:
             self.lanes.step(step)
         for lane in self._send_lanes.values():
             lane.flush()
-        for vocabulary in self._vocabulary.values():
-            vocabulary.finish()
-        self._meetings.finish()
+        self._vocab.finish()
         return self._loss.finish()
 
     def wait(self, losses: Sequence[MicrobatchLoss | None]) -> None:
@@ -137,9 +123,7 @@ class Runner:
         """Forget everything unfinished, after a step that failed."""
         self._loss.clear()
         self._feed.clear()
-        self._meetings.clear()
-        for vocabulary in self._vocabulary.values():
-            vocabulary.clear()
+        self._vocab.clear()
         for driver in self._drivers.values():
             driver.discard()
 
@@ -157,7 +141,6 @@ class Runner:
         activations: list[Handover] = [self._feed, *between_stages(), self._loss]
         grads: list[Handover] = [Kept(plan.num_microbatches), *between_stages(), self._loss]
         drivers = {}
-        embeds, scores = splits_vocabulary(plan)
         for route in routes(plan, settings.ranks):
             stage, microbatches = route.stage, route.microbatches
             ports = Ports(
@@ -166,35 +149,9 @@ class Runner:
                 grads=self._source(microbatches, route.recv_grads, grads[stage + 1]),
                 input_grads=self._sink(microbatches, route.send_grads, grads[stage]),
             )
-            if embeds and stage == 0:
-                tokens = EmbeddedTokens(self._vocabulary[route.rank])
-                ports = replace(ports, inputs=tokens, input_grads=tokens)
-            if scores and stage == plan.num_stages - 1:
-                hidden = HiddenStates(self._vocabulary[route.rank])
-                ports = replace(ports, outputs=hidden, grads=hidden)
+            ports = self._vocab.ports(route.rank, stage, ports)
             drivers[route.rank, stage] = self._make_driver(route, ports, settings)
         return drivers
-
-    def _make_meetings(self, settings: Settings) -> Meetings:
-        if settings.group is None or settings.session is None or not settings.vocabulary:
-            return LocalMeetings(self.plan.num_ranks)
-        device = settings.device.torch_device
-        return GroupMeetings(settings.group, settings.session, device, settings.timeout_ms, self.lanes.check)
-
-    def _make_vocabulary_drivers(self, settings: Settings) -> dict[int, VocabularyDriver]:
-        return {
-            rank: VocabularyDriver(
-                self.plan,
-                rank,
-                vocabulary,
-                self._meetings,
-                self._loss,
-                settings.loss_reduction,
-                self._meters[rank],
-                training=self.training,
-            )
-            for rank, vocabulary in settings.vocabulary.items()
-        }
 
     def _make_driver(self, route: Route, ports: Ports, settings: Settings) -> Driver:
         return Driver(
@@ -235,7 +192,7 @@ class Runner:
                 assert self._speculation is not None
                 return self._speculation.handler(op.kind, rank, of_ranks[rank])
             if op.kind.scope in (Scope.SHARD, Scope.MEETING):
-                return self._vocabulary[rank].handler(op.kind)
+                return self._vocab.handler(op, rank)
             key = op.kind, (rank, op.stage), put_off
             if key not in made:
                 made[key] = self._drivers[rank, op.stage].handler(op.kind, training=self.training, put_off=put_off)

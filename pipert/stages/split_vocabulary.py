@@ -53,18 +53,18 @@ class SplitVocabulary(nn.Module):
         self.output = output
         self.bias = bias
         self._sums: dict[nn.Parameter, Tensor] = {}
-        self.embedding_shard()
-        self.output_shard()
+        if embedding is not None:
+            self.embedding_shard(embedding)
+        if output is not None:
+            self.output_shard(output)
 
-    def embedding_shard(self) -> EmbeddingShard | None:
-        """Return what looks tokens up in the embedding as it is now."""
-        return None if self.embedding is None else EmbeddingShard(self.embedding, self.shard)
+    def embedding_shard(self, weight: nn.Parameter) -> EmbeddingShard:
+        """Return what looks tokens up in ``weight``, the embedding, as it is now."""
+        return EmbeddingShard(weight, self.shard)
 
-    def output_shard(self) -> OutputShard | None:
-        """Return what runs S and T on the output layer as it is now."""
-        if self.output is None:
-            return None
-        return OutputShard(self.output, self.shard, self.options, bias=self.bias)
+    def output_shard(self, weight: nn.Parameter) -> OutputShard:
+        """Return what runs S and T on ``weight``, the output layer, as it is now."""
+        return OutputShard(weight, self.shard, self.options, bias=self.bias)
 
     def gradient_sum(self, parameter: nn.Parameter) -> Tensor:
         """Return what the gradients of ``parameter`` are added to, in fp32 or fp64.
