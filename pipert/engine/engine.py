@@ -368,7 +368,8 @@ class Engine:
     def _without_backward(self) -> Program:
         """Return the program of the same microbatches through the same stages, forward only."""
         program = forward_only(self.plan.paths, self.plan.path_of)
-        return vocab_parallel(program, 1) if self._vocabulary else program
+        embeds, scores = splits_vocabulary(self.plan)
+        return vocab_parallel(program, 1, embedding=embeds) if embeds or scores else program
 
     def _run(self, training: bool, inputs: Any, targets: Any) -> tuple[Runner, list[MicrobatchLoss]]:
         if self._closed:

@@ -46,18 +46,34 @@ PATTERN = {
 }
 """What each kind of meeting does. Sums and broadcasts have a root, the rank that sums or sends."""
 
+_Key = tuple[OpKind, int, bool]
+
+
+def _pattern(kind: OpKind, beside: bool) -> Pattern:
+    return Pattern.BROADCAST if beside else PATTERN[kind]
+
 
 class Meetings(Protocol):
     """The meetings of one step."""
 
-    def begin(self, kind: OpKind, microbatch: int, rank: int, root: int, tensor: Tensor) -> None:
+    def begin(
+        self, kind: OpKind, microbatch: int, rank: int, root: int, tensor: Tensor, *, beside: bool = False
+    ) -> None:
         """Bring this rank's part: what is sent, gathered or summed, or an empty tensor to receive into.
 
-        The caller leaves it alone until it has asked for a result.
+        The caller does not write to it until it has asked for a result.
+
+        Args:
+            kind: of the meeting.
+            microbatch: which it is about.
+            rank: this one.
+            root: the rank that sends or sums.
+            tensor: the part.
+            beside: a second tensor of the meeting, which the root sends to all, whatever the meeting itself does.
         """
         ...
 
-    def result(self, kind: OpKind, microbatch: int, rank: int) -> Tensor:
+    def result(self, kind: OpKind, microbatch: int, rank: int, *, beside: bool = False) -> Tensor:
         """Return what was sent, all parts ``[ranks, ...]``, or, on the root, the sum. Once on each rank."""
         ...
 
@@ -75,24 +91,26 @@ class LocalMeetings:
 
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks = num_ranks
-        self._begun: dict[tuple[OpKind, int], _Begun] = {}
+        self._begun: dict[_Key, _Begun] = {}
 
-    def begin(self, kind: OpKind, microbatch: int, rank: int, root: int, tensor: Tensor) -> None:
+    def begin(
+        self, kind: OpKind, microbatch: int, rank: int, root: int, tensor: Tensor, *, beside: bool = False
+    ) -> None:
         """See :class:`Meetings`."""
-        num_askers = 1 if PATTERN[kind] is Pattern.SUM else self._num_ranks
-        begun = self._begun.setdefault((kind, microbatch), _Begun({}, root, num_askers))
+        num_askers = 1 if _pattern(kind, beside) is Pattern.SUM else self._num_ranks
+        begun = self._begun.setdefault((kind, microbatch, beside), _Begun({}, root, num_askers))
         begun.parts[rank] = tensor
 
-    def result(self, kind: OpKind, microbatch: int, rank: int) -> Tensor:
+    def result(self, kind: OpKind, microbatch: int, rank: int, *, beside: bool = False) -> Tensor:
         """See :class:`Meetings`."""
-        begun = self._begun[kind, microbatch]
+        pattern, begun = _pattern(kind, beside), self._begun[kind, microbatch, beside]
         begun.num_askers -= 1
         if begun.num_askers == 0:
-            del self._begun[kind, microbatch]
-        if PATTERN[kind] is Pattern.BROADCAST:
+            del self._begun[kind, microbatch, beside]
+        if pattern is Pattern.BROADCAST:
             return begun.parts[begun.root]
         parts = torch.stack([begun.parts[each] for each in range(self._num_ranks)])
-        return parts if PATTERN[kind] is Pattern.GATHER else parts.sum(0)
+        return parts if pattern is Pattern.GATHER else parts.sum(0)
 
     def finish(self) -> None:
         """See :class:`Meetings`."""
@@ -140,11 +158,13 @@ class GroupMeetings:
             options._timeout = timeout
             self._communicator = dist.ProcessGroupNCCL(store, rank, num_ranks, options)
         self._connect(device)
-        self._begun: dict[tuple[OpKind, int], tuple[dist.Work, Tensor]] = {}
+        self._begun: dict[_Key, tuple[dist.Work, Tensor]] = {}
 
-    def begin(self, kind: OpKind, microbatch: int, rank: int, root: int, tensor: Tensor) -> None:
+    def begin(
+        self, kind: OpKind, microbatch: int, rank: int, root: int, tensor: Tensor, *, beside: bool = False
+    ) -> None:
         """See :class:`Meetings`."""
-        pattern = PATTERN[kind]
+        pattern = _pattern(kind, beside)
         result = tensor.contiguous()
         if pattern is Pattern.BROADCAST:
             broadcast = dist.BroadcastOptions()
@@ -157,22 +177,22 @@ class GroupMeetings:
         else:
             part, result = result, result.new_empty((self._num_ranks, *result.shape))
             work = self._communicator.allgather([list(result.unbind())], [part])
-        self._begun[kind, microbatch] = work, result
+        self._begun[kind, microbatch, beside] = work, result
 
-    def result(self, kind: OpKind, microbatch: int, rank: int) -> Tensor:
+    def result(self, kind: OpKind, microbatch: int, rank: int, *, beside: bool = False) -> Tensor:
         """See :class:`Meetings`.
 
         Raises:
             PipertError: another rank failed, or did not come in time.
         """
-        work, result = self._begun.pop((kind, microbatch))
+        work, result = self._begun.pop((kind, microbatch, beside))
         self._wait(work, str(Op(kind, -1, microbatch)), rank)
         return result
 
     def finish(self) -> None:
         """See :class:`Meetings`; raises what :meth:`result` does."""
-        for kind, microbatch in list(self._begun):
-            self.result(kind, microbatch, self._rank)
+        for kind, microbatch, beside in list(self._begun):
+            self.result(kind, microbatch, self._rank, beside=beside)
 
     def clear(self) -> None:
         """See :class:`Meetings`."""

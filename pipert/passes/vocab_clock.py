@@ -64,6 +64,7 @@ class VocabClock:
         costs: with those of the vocabulary.
         rooms: if given, weight gradients leave their places: they fill, and make room.
         overrun: how much of what fills, from 0 to 1, may be left to do when its rank's next op gets ready.
+        embedding: whether the input embedding is split, too.
 
     Attributes:
         rows: per rank, what ran.
@@ -72,13 +73,23 @@ class VocabClock:
     """
 
     def __init__(
-        self, program: Program, algorithm: int, costs: Costs, rooms: Sequence[Room] = (), overrun: float = 0.0
+        self,
+        program: Program,
+        algorithm: int,
+        costs: Costs,
+        rooms: Sequence[Room] = (),
+        overrun: float = 0.0,
+        *,
+        embedding: bool = True,
     ) -> None:
+        self._embedding = embedding
         self._program, self._algorithm, self._costs, self._rooms = program, algorithm, costs, rooms
         self._vocab = costs.vocab or VocabCosts()
         self._stages = costs.for_plan(program)
         self._overrun = overrun
-        self._trains = any(part.kind is not OpKind.FORWARD for row in program.ranks for op in row for part in op.unpacked)
+        self._trains = any(
+            part.kind is not OpKind.FORWARD for row in program.ranks for op in row for part in op.unpacked
+        )
         self._entry, self._exit = program.rank_of(0, 0), program.rank_of(program.num_stages - 1, 0)
         self.rows: list[list[TimedOp]] = [[] for _ in program.ranks]
         self.meetings: list[TimedMeeting] = []
@@ -86,7 +97,7 @@ class VocabClock:
         self._todo = [deque(op for op in row if not (rooms and op.kind is OpKind.WEIGHT_GRAD)) for row in program.ranks]
         self._waiting = [{kind: deque[Op]() for kind in _PLACED} for _ in program.ranks]  # what could start
         entering = [part.microbatch for op in program.ranks[self._entry] for part in op.unpacked if _enters(part)]
-        for rank, waiting in enumerate(self._waiting):
+        for rank, waiting in enumerate(self._waiting if embedding else ()):
             waiting[OpKind.EMBED] += (Op(OpKind.EMBED, rank, microbatch) for microbatch in entering)
         self._num_held = [0] * program.num_ranks
         self._num_entered = 0
@@ -229,7 +240,7 @@ class VocabClock:
     def _needs(self, op: Op) -> set[Token]:
         needed: set[Token] = {*needs(op, self._program.num_stages)}
         for part in op.unpacked:
-            if _enters(part):
+            if self._embedding and _enters(part):
                 needed.add(Op(OpKind.VEMBED, -1, part.microbatch))
             if part.kind in _STARTS_BACKWARD and part.stage == self._program.num_stages - 1:
                 needed.add(Op(OpKind.VGRAD, -1, part.microbatch))
@@ -242,7 +253,7 @@ class VocabClock:
         for part in op.unpacked:
             if part.kind is OpKind.FORWARD and part.stage == self._program.num_stages - 1:
                 yield Op(OpKind.VBCAST, -1, part.microbatch)
-            if part.kind in _STARTS_BACKWARD and part.stage == 0:
+            if self._embedding and part.kind in _STARTS_BACKWARD and part.stage == 0:
                 yield Op(OpKind.VEMBED_GRAD, -1, part.microbatch)
         meeting = _BEFORE.get(op.kind)
         if meeting is not None and not (meeting is OpKind.VGRAD and self._algorithm == 2):

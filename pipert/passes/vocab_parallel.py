@@ -25,7 +25,7 @@ _MAX_OPS = 40_000
 """Of larger programs fewer orders are tried."""
 
 
-def vocab_parallel(program: Program, algorithm: int, costs: Costs | None = None) -> Program:
+def vocab_parallel(program: Program, algorithm: int, costs: Costs | None = None, *, embedding: bool = True) -> Program:
     """Give every rank of ``program`` its passes over its shard of the vocabulary, and the meetings that they need.
 
     Per microbatch m: ``rEMBEDm`` on every rank r, then ``VEMBEDm``, before ``0Fm``; ``VBCASTm`` after the last stage's
@@ -45,6 +45,7 @@ def vocab_parallel(program: Program, algorithm: int, costs: Costs | None = None)
         program: without replicas, collectives and post-validation.
         algorithm: 1 (less work in S) or 2 (one barrier less).
         costs: those of the vocabulary among them; by default F = I = W = S = T = 1.
+        embedding: False leaves the input embedding to the first stage, and splits the output layer alone.
 
     Raises:
         ConfigError: the algorithm is neither 1 nor 2; the program has something that it must not have, or these passes
@@ -53,7 +54,7 @@ def vocab_parallel(program: Program, algorithm: int, costs: Costs | None = None)
     """
     costs = costs or Costs.per_rank(vocab=VocabCosts())
     _check(program, algorithm, costs)
-    orders = [order for order in _orders(program, algorithm, costs) if order.run()]
+    orders = [order for order in _orders(program, algorithm, costs, embedding) if order.run()]
     if not orders:
         raise PlanError(f"{program.name} waits in a circle, with or without its passes over the vocabulary")
     best = min(orders, key=lambda order: float(f"{order.makespan:.9g}"))  # of equals the first, which starts soonest
@@ -69,7 +70,9 @@ def _check(program: Program, algorithm: int, costs: Costs) -> None:
     if Scope.RANK in scopes:
         raise ConfigError(f"{program.name} has post-validation, which does not judge the output layer of all ranks")
     if Scope.STAGE in scopes:
-        raise ConfigError(f"{program.name} has collectives: add those of sharded parameters after this pass, not before")
+        raise ConfigError(
+            f"{program.name} has collectives: add those of sharded parameters after this pass, not before"
+        )
     if len(set(program.paths)) > 1:
         raise ConfigError(
             f"{program.name} has replicas of its stages, so there is no one last stage whose output all ranks could wait "
@@ -80,7 +83,7 @@ def _check(program: Program, algorithm: int, costs: Costs) -> None:
         raise ConfigError(f"{program.name} is to have passes over the vocabulary: give their times, S and T, too")
 
 
-def _orders(program: Program, algorithm: int, costs: Costs) -> Iterator[VocabClock]:
+def _orders(program: Program, algorithm: int, costs: Costs, embedding: bool) -> Iterator[VocabClock]:
     """Try backwards from now to late, weight gradients where they stand and where they fill."""
     splits = any(part.kind is OpKind.WEIGHT_GRAD for row in program.ranks for op in row for part in op.unpacked)
     trains = any(part.kind is not OpKind.FORWARD for row in program.ranks for op in row for part in op.unpacked)
@@ -91,7 +94,7 @@ def _orders(program: Program, algorithm: int, costs: Costs) -> Iterator[VocabClo
         later = delay_backward(program, shift)
         for fill, overrun in itertools.product((False, True) if splits else (False,), overruns):
             rooms = _rooms(program, costs, shift) if fill else ()
-            yield VocabClock(later, algorithm, costs, rooms, overrun)
+            yield VocabClock(later, algorithm, costs, rooms, overrun, embedding=embedding)
 
 
 def _rooms(program: Program, costs: Costs, num_more: int) -> tuple[Room, ...]:

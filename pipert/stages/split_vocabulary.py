@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from pipert.errors import ConfigError
 from pipert.kernels import EmbeddingShard, LossOptions, OutputShard, VocabShard
+from pipert.stages.callers_loss import CallersLoss
+
+_EXACT = (torch.float32, torch.float64)
 
 
 class SplitVocabulary(nn.Module):
@@ -24,10 +27,12 @@ class SplitVocabulary(nn.Module):
         output: likewise, of the output layer; the same parameter as ``embedding`` where the two are tied.
         bias: of the output layer, ``[shard.size]``.
         options: of the loss.
+        loss: makes targets, and what becomes of the tokens' losses, where no step is given targets.
 
     Attributes:
         shard: as given.
         options: as given.
+        loss: as given.
 
     Raises:
         ConfigError: a parameter is not of the shard's size, or there is none at all.
@@ -41,6 +46,7 @@ class SplitVocabulary(nn.Module):
         *,
         bias: nn.Parameter | None = None,
         options: LossOptions | None = None,
+        loss: CallersLoss | None = None,
     ) -> None:
         super().__init__()
         if embedding is None and output is None:
@@ -49,6 +55,7 @@ class SplitVocabulary(nn.Module):
             raise ConfigError("bias is that of the output layer, of which there is none")
         self.shard = shard
         self.options = options or LossOptions()
+        self.loss = loss
         self.embedding = embedding
         self.output = output
         self.bias = bias
@@ -73,9 +80,9 @@ class SplitVocabulary(nn.Module):
         :meth:`finish` adds to it.
         """
         main_grad: Tensor | None = getattr(parameter, "main_grad", None)
-        if main_grad is not None:
+        if main_grad is not None and main_grad.dtype in _EXACT:
             return main_grad
-        if parameter.dtype in (torch.float32, torch.float64):
+        if main_grad is None and parameter.dtype in _EXACT:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             return parameter.grad
@@ -84,8 +91,12 @@ class SplitVocabulary(nn.Module):
         return self._sums[parameter]
 
     def finish(self) -> None:
-        """End a step: round the sums of parameters of low precision to their gradients."""
+        """End a step: add the sums to the gradients of low precision."""
         for parameter, total in self._sums.items():
+            main_grad: Tensor | None = getattr(parameter, "main_grad", None)
+            if main_grad is not None:
+                main_grad.add_(total)
+                continue
             rounded = total.to(parameter.dtype)
             parameter.grad = rounded if parameter.grad is None else parameter.grad + rounded
         self._sums.clear()

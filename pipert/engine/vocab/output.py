@@ -210,9 +210,9 @@ class OutputPasses:
     def _has_last_stage(self, microbatch: int) -> bool:
         return self._plan.rank_of_stage(self._plan.num_stages - 1, microbatch) == self._rank
 
-    def _begin(self, kind: OpKind, microbatch: int, tensor: Tensor) -> None:
+    def _begin(self, kind: OpKind, microbatch: int, tensor: Tensor, *, beside: bool = False) -> None:
         root = self._plan.rank_of_stage(self._plan.num_stages - 1, microbatch)
-        self._meetings.begin(kind, microbatch, self._rank, root, tensor)
+        self._meetings.begin(kind, microbatch, self._rank, root, tensor, beside=beside)
 
     def _targets(self, microbatch: int) -> Tensor:
         targets = self._batches[microbatch].targets

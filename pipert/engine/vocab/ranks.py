@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pipert.engine.driver import Handler, Meter, Ports, named_failures
 from pipert.engine.loss import Loss
 from pipert.engine.meetings import GroupMeetings, LocalMeetings, Meetings
-from pipert.engine.vocab.batches import batches
+from pipert.engine.vocab.batches import Batch, batches
+from pipert.engine.vocab.callers_output import CallersOutputPasses
 from pipert.engine.vocab.embedding import EmbeddingPasses
 from pipert.engine.vocab.output import OutputPasses
 from pipert.stages import Tensors
@@ -53,7 +54,7 @@ class VocabRanks:
             if shard.embedding is not None
         }
         self._outputs = {
-            rank: OutputPasses(
+            rank: (OutputPasses if shard.loss is None else CallersOutputPasses)(
                 plan, rank, shard, shard.output, self._meetings, loss, self._reduction, meters[rank], training=training
             )
             for rank, shard in self._shards.items()
@@ -69,7 +70,9 @@ class VocabRanks:
         self._step = step
         if not self._shards:
             return
-        parts = batches(self._plan, inputs, targets, self._reduction)
+        parts: Sequence[Batch] = ()
+        if any(shard.loss is None for shard in self._shards.values()):
+            parts = batches(self._plan, inputs, targets, self._reduction)
         for embedding in self._embeddings.values():
             embedding.start(parts)
         for output in self._outputs.values():
