@@ -101,3 +101,11 @@ def test_not_contiguous_inputs():
     assert not padded.is_contiguous()
     state = OutputShard(padded, shard).score(x, targets)
     assert torch.equal(state.exp_NV, OutputShard(padded.contiguous(), shard).score(x, targets).exp_NV)
+
+
+def test_late_inputs_of_ignored_tokens_are_zeros_not_infinite_times_zero():
+    layer = OutputShard(torch.ones(4, 2), VocabShard(4), LossOptions(ignore_index=2, z_loss=0.1))
+    state = layer.score(torch.full((3, 2), -5000.0), torch.tensor([2, 1, 2]))
+    assert state.local_N.tolist() == [-1, 1, -1]
+    late = layer.coefficients(state, state.statistics, torch.tensor(1.0))
+    assert late.a_N[::2].tolist() == late.b_N[::2].tolist() == [0, 0]
