@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipert import python_schedule, schedules
+from pipert.activation import check_memory
 from pipert.costs import Costs
 from pipert.errors import ConfigError, PlanError
 from pipert.ir import Op, Program
@@ -23,7 +24,6 @@ from pipert.ops import LaneKind
 from pipert.passes import post_validation, validate
 from pipert.plan import Plan
 from pipert.schedules import Effort, Request
-from pipert.activation import check_memory
 
 MAX_CSV_CHARACTERS = 1 << 29
 

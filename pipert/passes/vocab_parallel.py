@@ -69,7 +69,9 @@ def _check(program: Program, algorithm: int, costs: Costs) -> None:
     if Scope.RANK in scopes:
         raise ConfigError(f"{program.name} has post-validation, which does not judge the output layer of all ranks")
     if Scope.STAGE in scopes:
-        raise ConfigError(f"{program.name} has collectives: add those of sharded parameters after this pass, not before")
+        raise ConfigError(
+            f"{program.name} has collectives: add those of sharded parameters after this pass, not before"
+        )
     if len(set(program.paths)) > 1:
         raise ConfigError(
             f"{program.name} has replicas of its stages, so there is no one last stage whose output all ranks could wait "
