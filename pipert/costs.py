@@ -141,10 +141,14 @@ class VocabCosts:
         for name in VOCAB_NAMES:
             check_size(name, getattr(self, name))
 
+    @staticmethod
+    def name_of(kind: OpKind) -> str:
+        """Return the field that has the time of a kind that is about the vocabulary."""
+        return kind.text if kind in (OpKind.SCORE, OpKind.SCORE_W) else kind.text.lower()
+
     def time_of(self, kind: OpKind) -> float:
-        """Return the time of one op on a rank of speed 1; 0 for kinds that are not about the vocabulary."""
-        is_ours = kind.scope in (Scope.SHARD, Scope.MEETING)
-        return float(getattr(self, kind.text if kind.text in VOCAB_NAMES else kind.text.lower())) if is_ours else 0.0
+        """Return the time of one op, on a rank of speed 1."""
+        return float(getattr(self, self.name_of(kind)))
 
 
 VOCAB_NAMES = tuple(field.name for field in dataclasses.fields(VocabCosts))

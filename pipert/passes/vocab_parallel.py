@@ -63,7 +63,8 @@ def vocab_parallel(
     least = math.inf
     for num_late in range(NUM_BARRIERS[algorithm] + 1 if _trains(program) else 1):
         for order in sorted(_orders(program, algorithm, costs, num_late), key=_makespan):
-            made = dataclasses.replace(program, ranks=tuple(map(tuple, _rows(order))))
+            name = f"{program.name}-vocab-{algorithm}"
+            made = dataclasses.replace(program, name=name, ranks=tuple(map(tuple, _rows(order))))
             peak = 0.0 if memory_limit is None else max(peak_activation(made, costs))
             least = min(least, peak)
             if peak <= tolerated(memory_limit):
