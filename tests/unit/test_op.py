@@ -11,9 +11,7 @@ from pipert.ir import Op
 from pipert.ops import LaneKind, OpKind, Scope
 
 NUMBERS = st.integers(0, 999_999_999)
-PLAIN_KINDS = [
-    kind for kind in OpKind if kind.has_microbatch and kind.has_place and kind is not OpKind.OVERLAP_F_B
-]
+PLAIN_KINDS = [kind for kind in OpKind if kind.has_microbatch and kind.has_place and kind is not OpKind.OVERLAP_F_B]
 PLAIN = st.builds(Op, st.sampled_from(PLAIN_KINDS), NUMBERS, NUMBERS)
 WHOLE_STAGE = st.builds(Op, st.sampled_from([kind for kind in OpKind if not kind.has_microbatch]), NUMBERS)
 MEETING = st.builds(Op, st.sampled_from([kind for kind in OpKind if not kind.has_place]), st.just(-1), NUMBERS)
