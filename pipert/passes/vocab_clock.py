@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipert.activation import Room
-from pipert.costs import Costs, VocabCosts
+from pipert.costs import Costs
 from pipert.ir import Op, Program
 from pipert.ir.replay import Value, makes, needs
 from pipert.ops import OpKind
@@ -84,7 +84,7 @@ class VocabClock:
     ) -> None:
         self._embedding = embedding
         self._program, self._algorithm, self._costs, self._rooms = program, algorithm, costs, rooms
-        self._vocab = costs.vocab or VocabCosts()
+        self._vocab = costs.known_vocab
         self._stages = costs.for_plan(program)
         self._overrun = overrun
         self._trains = any(

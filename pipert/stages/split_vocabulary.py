@@ -27,7 +27,8 @@ class SplitVocabulary(nn.Module):
         output: likewise, of the output layer; the same parameter as ``embedding`` where the two are tied.
         bias: of the output layer, ``[shard.size]``.
         options: of the loss.
-        loss: makes targets, and what becomes of the tokens' losses, where no step is given targets.
+        main_grad_dtype: sum gradients in ``main_grad`` of this type, not in ``grad``; as in :class:`pipert.Stage`.
+        loss: makes targets, and takes the tokens' losses, where steps are not given targets.
 
     Attributes:
         shard: as given.
@@ -46,6 +47,7 @@ class SplitVocabulary(nn.Module):
         *,
         bias: nn.Parameter | None = None,
         options: LossOptions | None = None,
+        main_grad_dtype: torch.dtype | None = None,
         loss: CallersLoss | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +61,7 @@ class SplitVocabulary(nn.Module):
         self.embedding = embedding
         self.output = output
         self.bias = bias
+        self._main_grad_dtype = main_grad_dtype
         self._sums: dict[nn.Parameter, Tensor] = {}
         if embedding is not None:
             self.embedding_shard(embedding)
@@ -76,10 +79,13 @@ class SplitVocabulary(nn.Module):
     def gradient_sum(self, parameter: nn.Parameter) -> Tensor:
         """Return what the gradients of ``parameter`` are added to, in fp32 or fp64.
 
-        That is its ``main_grad`` where it has one, else its ``grad``; where that is of a lower precision, a sum that
-        :meth:`finish` adds to it.
+        That is its ``main_grad`` where it has or is to have one, else its ``grad``; where that is of a lower precision,
+        a sum that :meth:`finish` adds to it.
         """
         main_grad: Tensor | None = getattr(parameter, "main_grad", None)
+        if main_grad is None and self._main_grad_dtype is not None:
+            main_grad = torch.zeros_like(parameter, dtype=self._main_grad_dtype)
+            parameter.main_grad = main_grad  # type: ignore[attr-defined]
         if main_grad is not None and main_grad.dtype in _EXACT:
             return main_grad
         if main_grad is None and parameter.dtype in _EXACT:
@@ -91,7 +97,7 @@ class SplitVocabulary(nn.Module):
         return self._sums[parameter]
 
     def finish(self) -> None:
-        """End a step: add the sums to the gradients of low precision."""
+        """End a step: add the sums to gradients of low precision."""
         for parameter, total in self._sums.items():
             main_grad: Tensor | None = getattr(parameter, "main_grad", None)
             if main_grad is not None:
