@@ -50,12 +50,27 @@ def run(
     timeout_ms: Annotated[
         int, typer.Option("--pipert-timeout-ms", help="The longest wait for another rank.")
     ] = 600_000,
+    vocab_parallel: Annotated[
+        str,
+        typer.Option(
+            "--pipert-vocab-parallel",
+            metavar="off|2",
+            help="2 splits the output layer over all ranks of the pipeline, by the vocabulary (Algorithm 2).",
+        ),
+    ] = "off",
 ) -> None:
     """Run SCRIPT with pipert's schedules in the place of Megatron's; nothing in it changes."""
     from pipert.megatron.install import finish, install
 
     check_script(script)
-    install(schedule, costs=costs, memory_limit=memory_limit, runs=runs, timeout_ms=timeout_ms)
+    install(
+        schedule,
+        costs=costs,
+        memory_limit=memory_limit,
+        runs=runs,
+        timeout_ms=timeout_ms,
+        vocab_parallel=vocab_parallel,
+    )
     run_script(script)
     finish()
 

@@ -34,6 +34,7 @@ class Call:
         chunks: the model chunks of this rank.
         data_iterators: one per chunk.
         groups: the process groups.
+        splits_vocabulary: whether the output layer is split over the pipeline's ranks.
     """
 
     config: Any
@@ -42,11 +43,14 @@ class Call:
     groups: Groups
     forward_step_func: Callable[..., Any]
     num_microbatches: int
+    seq_length: int
+    micro_batch_size: int
     forward_only: bool
     collect_non_loss_data: bool
     first_val_step: bool | None
     adjust_tensor_shapes_fn: Callable[..., Any] | None
     force_all_reduce: bool
+    splits_vocabulary: bool
 
     @property
     def interleaved(self) -> bool:

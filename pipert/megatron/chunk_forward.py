@@ -57,6 +57,21 @@ class ChunkForward(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensors:
         """Run the chunk; its output's structure is in ``structure``."""
+        call = self._call
+        assert call is not None
+        if self._is_last:
+            function = checked(call.forward_step_func, call.collect_non_loss_data)
+            output, num_tokens = self._forward_step(function, inputs, makes_loss=True)
+            self._num_tokens += num_tokens
+            return (output,) if isinstance(output, Tensor) else ()
+        output, _ = self._forward_step(call.forward_step_func, inputs, makes_loss=False)
+        self.structure, outputs = flatten(output)
+        return outputs
+
+    def _forward_step(
+        self, forward_step_func: Callable[..., Any], inputs: Tensors, *, makes_loss: bool
+    ) -> tuple[Any, Tensor]:
+        """Call Megatron's own; return what it makes of the output, and the number of tokens."""
         from megatron.core.pipeline_parallel.schedules import forward_step
 
         call, microbatch = self._call, self._microbatch
@@ -64,9 +79,7 @@ class ChunkForward(nn.Module):
         checkpointed = None if self._is_checkpointed is None else self._is_checkpointed(microbatch)
         with placement.running(self._chunk_idx):
             (output,), num_tokens = forward_step(
-                _checked(call.forward_step_func, call.collect_non_loss_data)
-                if self._is_last
-                else call.forward_step_func,
+                forward_step_func,
                 call.data_iterators[self._chunk_idx],
                 self.chunk,
                 call.num_microbatches,
@@ -79,16 +92,12 @@ class ChunkForward(nn.Module):
                 call.is_first_microbatch(microbatch),
                 microbatch,
                 self._chunk_idx if call.interleaved else None,
-                self._is_last,
+                makes_loss,
             )
-        if self._is_last:
-            self._num_tokens += num_tokens
-            return (output,) if isinstance(output, Tensor) else ()
-        self.structure, outputs = flatten(output)
-        return outputs
+        return output, num_tokens
 
 
-def _checked(forward_step_func: Callable[..., Any], collects: bool) -> Callable[..., Any]:
+def checked(forward_step_func: Callable[..., Any], collects: bool) -> Callable[..., Any]:
     """Return the user's function with a loss function that is held to what Megatron takes from it.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipert.errors import ConfigError
 from pipert.megatron.call import Call
+from pipert.megatron.output_layer import OPTION
 
 Verdict = Literal["honoured", "refused", "not applicable"]
 
@@ -32,6 +33,15 @@ class Item:
 def _option(name: str, verdict: Verdict, note: str) -> Item:
     """Return an item for an option that asks for something where it is set."""
     return Item(name, verdict, note, lambda call: getattr(call.config, name, None))
+
+
+def _with_vocab_parallel(name: str, note: str, is_used: Callable[[Call], Any]) -> Item:
+    """Return an item that is refused where the output layer is split."""
+    return Item(f"{name} with {OPTION}", "refused", note, lambda call: call.splits_vocabulary and is_used(call))
+
+
+def _shares_embeddings(call: Call) -> Any:
+    return any(getattr(module, "share_embeddings_and_output_weights", False) for module in call.chunks[0].modules())
 
 
 def _is_encoder_and_decoder(call: Call) -> bool:
@@ -103,6 +113,41 @@ CONTRACT = (
         lambda call: getattr(call.config, "cuda_graph_impl", None) not in (None, "none"),
     ),
     _option("hybrid_context_parallel", "refused", "Megatron has it without a pipeline only"),
+    _with_vocab_parallel(
+        "variable_seq_lengths",
+        "every rank receives the last stage's hidden states, and knows their size from the call's arguments",
+        lambda call: call.config.variable_seq_lengths,
+    ),
+    _with_vocab_parallel(
+        "tensor and context parallelism",
+        "the output layer is split over the pipeline's ranks alone",
+        lambda call: call.config.tensor_model_parallel_size > 1 or call.context_parallel_size > 1,
+    ),
+    _with_vocab_parallel(
+        "mtp_num_layers",
+        "heads of multi-token prediction use the whole output layer",
+        lambda call: getattr(call.config, "mtp_num_layers", None),
+    ),
+    _with_vocab_parallel(
+        "share_embeddings_and_output_weights",
+        "untie them: --untie-embeddings-and-output-weights",
+        _shares_embeddings,
+    ),
+    _with_vocab_parallel(
+        "defer_embedding_wgrad_compute",
+        "the schedule puts off the output layer's weight gradients itself",
+        lambda call: call.config.defer_embedding_wgrad_compute,
+    ),
+    _with_vocab_parallel(
+        "enable_autocast",
+        "the split output layer runs in the type of its weight",
+        lambda call: call.config.enable_autocast,
+    ),
+    _with_vocab_parallel(
+        "Megatron's FSDP",
+        "it would shard the shards",
+        lambda call: getattr(getattr(call.chunks[0], "ddp_config", None), "use_megatron_fsdp", False),
+    ),
     Item("encoder_and_decoder models", "refused", "their stages take two kinds of input", _is_encoder_and_decoder),
 )
 """Every item, in the order of the documentation's table."""

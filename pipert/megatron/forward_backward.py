@@ -56,11 +56,14 @@ def make_forward_backward(options: Options) -> tuple[Callable[..., list[Any]], C
                 groups=groups,
                 forward_step_func=forward_step_func,
                 num_microbatches=num_microbatches,
+                seq_length=seq_length,
+                micro_batch_size=micro_batch_size,
                 forward_only=forward_only,
                 collect_non_loss_data=collect_non_loss_data,
                 first_val_step=first_val_step,
                 adjust_tensor_shapes_fn=adjust_tensor_shapes_fn,
                 force_all_reduce=bool(force_all_reduce),
+                splits_vocabulary=options.splits_vocabulary,
             )
 
         groups = groups_of(p2p_communicator, pg_collection)

@@ -29,11 +29,13 @@ def install(
     memory_limit: float | None = None,
     runs: str | os.PathLike[str] | None = None,
     timeout_ms: int = 600_000,
+    vocab_parallel: str = "off",
 ) -> None:
     """Let ``get_forward_backward_func`` of the installed megatron-core give a function that runs ``schedule``.
 
     Every module that has bound the name already gets the new one; those that are imported later find it at its home.
-    With a V-shaped or wave schedule, call this before the model is built. Calling it again changes the choices.
+    With a V-shaped or wave schedule, or ``vocab_parallel``, call this before the model is built. Calling it again
+    changes the choices.
 
     Args:
         schedule: a schedule's name or a file that holds one; None for the order that Megatron itself has.
@@ -41,23 +43,28 @@ def install(
         memory_limit: the most activation that a rank may hold, in the unit of the costs' ``act``.
         runs: the folder in which the run leaves its plan, trace and timeline; None: nothing is left.
         timeout_ms: the longest wait for another rank.
+        vocab_parallel: ``"2"`` splits the output layer over all ranks of the pipeline, by the vocabulary (Algorithm 2
+            of arXiv 2411.05288); ``"off"`` leaves it to the last stage.
 
     Raises:
-        ConfigError: megatron-core is not installed, or in a version that is not known; or an unknown schedule.
+        ConfigError: megatron-core is not installed, or in a version that is not known; an unknown schedule; or
+            Algorithm 1.
     """
-    options = Options(schedule, costs, memory_limit, None if runs is None else Path(runs), timeout_ms)
+    options = Options(schedule, costs, memory_limit, None if runs is None else Path(runs), timeout_ms, vocab_parallel)
     check_version()
     uninstall()
 
     from megatron.core.pipeline_parallel import schedules as megatron_schedules
 
-    from pipert.megatron import layers, placement
+    from pipert.megatron import layers, output_layer_patches, placement
     from pipert.megatron.forward_backward import make_forward_backward
 
     layers.register()
     shape = placement.shape_of(schedule)
     if shape is not None:
         _installed.append(placement.install(shape))
+    if options.splits_vocabulary:
+        _installed.append(output_layer_patches.patch())
     forward_backward, close = make_forward_backward(options)
     original = megatron_schedules.get_forward_backward_func
     _installed.append(rebind(original, _chooser(original, forward_backward)))

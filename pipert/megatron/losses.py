@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipert.errors import ConfigError
+from pipert.megatron.group_device import group_device
 
 
 def share(data: list[Any], group: dist.ProcessGroup) -> list[Any]:
@@ -40,7 +41,7 @@ def _send(data: list[Any], group: dist.ProcessGroup, peer: int) -> None:
         form = _take_apart(data, tensors)
     except ConfigError as error:
         form, fault = {"fault": str(error)}, error
-    device = _device(group)
+    device = group_device(group)
     header = torch.frombuffer(bytearray(json.dumps(form).encode()), dtype=torch.uint8).to(device)
     payload = [each.detach().to(device).contiguous().reshape(-1).view(torch.uint8) for each in tensors]
     parts = [header, torch.cat(payload) if payload else header[:0]]
@@ -53,7 +54,7 @@ def _send(data: list[Any], group: dist.ProcessGroup, peer: int) -> None:
 
 
 def _receive(group: dist.ProcessGroup, peer: int) -> list[Any]:
-    device = _device(group)
+    device = group_device(group)
     sizes = torch.zeros(2, dtype=torch.int64, device=device)
     dist.recv(sizes, group=group, group_src=peer)
     header, payload = (torch.empty(size, dtype=torch.uint8, device=device) for size in sizes.tolist())
@@ -65,13 +66,6 @@ def _receive(group: dist.ProcessGroup, peer: int) -> list[Any]:
         raise ConfigError(form["fault"])
     data: list[Any] = _Reader(payload).put_together(form)
     return data
-
-
-def _device(group: dist.ProcessGroup) -> torch.device:
-    """Return where the group's backend wants its tensors."""
-    if dist.get_backend(group) == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
 
 
 def _take_apart(value: Any, tensors: list[Tensor]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ class Options:
         memory_limit: the most activation that a rank may hold, in the unit of the costs' ``act``.
         runs: the folder in which a run leaves its plan, trace and timeline; None: nothing is left.
         timeout_ms: the longest wait for another rank.
+        vocab_parallel: ``"2"`` splits the output layer over the vocabulary, by Algorithm 2 (arXiv 2411.05288);
+            ``"off"`` leaves it to the last stage.
 
     Raises:
-        ConfigError: costs or limits that are none.
+        ConfigError: costs, limits or algorithms that are none.
     """
 
     schedule: str | None = None
@@ -31,10 +33,23 @@ class Options:
     memory_limit: float | None = None
     runs: Path | None = None
     timeout_ms: int = 600_000
+    vocab_parallel: str = "off"
+
+    @property
+    def splits_vocabulary(self) -> bool:
+        """Whether the output layer is split over the pipeline's ranks."""
+        return self.vocab_parallel != "off"
 
     def __post_init__(self) -> None:
         if self.timeout_ms < 1:
             raise ConfigError(f"--pipert-timeout-ms must be positive, not {self.timeout_ms}")
+        if self.vocab_parallel == "1":
+            raise ConfigError(
+                "--pipert-vocab-parallel 1: in Algorithm 1 every rank would have to know the gradients of the losses, "
+                "which the script computes on the last stage's rank, one meeting earlier; use 2"
+            )
+        if self.vocab_parallel not in ("off", "2"):
+            raise ConfigError(f"--pipert-vocab-parallel must be off or 2, not {self.vocab_parallel!r}")
         self.parsed_costs()
 
     def parsed_costs(self) -> Costs | None:

@@ -11,11 +11,15 @@ import torch.distributed as dist
 from pipert.engine import Engine, StepResult
 from pipert.megatron import placement
 from pipert.megatron.call import Call
+from pipert.megatron.chunk_forward import ChunkForward
+from pipert.megatron.deferred_loss import DeferredLossForward
 from pipert.megatron.lines import say
+from pipert.megatron.output_layer import OutputLayerShard, output_layer_of
 from pipert.megatron.schedule import checkpoint_pattern
 from pipert.megatron.stage import MegatronStage
 from pipert.megatron.structure import Announced
 from pipert.megatron.sync import GradSync
+from pipert.megatron.vocabulary import ScriptsLoss
 from pipert.plan import Plan
 from pipert.rendezvous import Group
 
@@ -28,19 +32,39 @@ class Pipeline:
         chunks: this rank's model chunks; each is the stage of the plan at its place among the rank's.
         group: the pipeline's ranks; it moves host memory.
         timeout_ms: the longest wait for another rank.
+        splits_vocabulary: whether the model was built with its output layer split.
 
     Attributes:
         device: where the chunks are.
     """
 
-    def __init__(self, plan: Plan, chunks: tuple[torch.nn.Module, ...], group: Group, timeout_ms: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        chunks: tuple[torch.nn.Module, ...],
+        group: Group,
+        timeout_ms: int,
+        *,
+        splits_vocabulary: bool = False,
+    ) -> None:
         self.plan = plan
         self.device = next((parameter.device for parameter in chunks[0].parameters()), torch.device("cpu"))
         self._rank = dist.get_rank(group)
         self._announced = Announced(group)
         held = [stage for stage in range(plan.num_stages) if self._rank in plan.holders(stage)]
-        self._stages = {stage: self._stage(stage, index, chunks[index]) for index, stage in enumerate(held)}
-        self._engine = Engine(plan, self._stages, process_group=group, seed=None, timeout_ms=timeout_ms)
+        output_layer = output_layer_of(chunks) if splits_vocabulary else None
+        self._stages = {
+            stage: self._stage(stage, index, chunks[index], output_layer) for index, stage in enumerate(held)
+        }
+        self._loss = None if output_layer is None else ScriptsLoss(output_layer, self._stages[held[-1]])
+        self._engine = Engine(
+            plan,
+            self._stages,
+            process_group=group,
+            seed=None,
+            timeout_ms=timeout_ms,
+            vocabulary=None if self._loss is None else self._loss.vocabulary,
+        )
 
     def run(self, call: Call) -> tuple[list[Any], StepResult]:
         """Run one call.
@@ -63,15 +87,24 @@ class Pipeline:
         """Leave the other ranks."""
         self._engine.close()
 
-    def _stage(self, stage: int, chunk_idx: int, chunk: torch.nn.Module) -> MegatronStage:
+    def _stage(
+        self, stage: int, chunk_idx: int, chunk: torch.nn.Module, output_layer: OutputLayerShard | None
+    ) -> MegatronStage:
         last = self.plan.num_stages - 1
+        forward = (
+            DeferredLossForward(chunk, chunk_idx, output_layer)
+            if stage == last and output_layer is not None
+            else ChunkForward(chunk, chunk_idx, stage == last)
+        )
         neighbours = self.plan.holders(max(stage - 1, 0))[0], self.plan.holders(min(stage + 1, last))[0]
-        return MegatronStage(chunk, chunk_idx, stage, stage == last, neighbours, self._announced, say)
+        return MegatronStage(forward, chunk_idx, stage, stage == last, neighbours, self._announced, say)
 
     def _step(self, call: Call, sync: GradSync | None) -> tuple[list[Any], torch.Tensor, StepResult]:
         pattern = self._checkpoint_pattern(call)
         for stage, each in self._stages.items():
             each.begin(call, sync, None if pattern is None else partial(_looked_up, pattern, stage))
+        if self._loss is not None:
+            self._loss.begin(call)
         result = self._engine.eval_step() if call.forward_only else self._engine.step()
         ended = [each.end() for each in self._stages.values()]
         data = [part for parts, _ in ended for part in parts]

@@ -10,6 +10,7 @@ from pipert.errors import PipertError
 from pipert.megatron import contract, placement
 from pipert.megatron.call import Call, Groups
 from pipert.megatron.options import Options
+from pipert.megatron.output_layer import output_layer_of
 from pipert.megatron.pipeline import Pipeline
 from pipert.megatron.run_files import RunFiles
 from pipert.megatron.schedule import make_plan
@@ -92,8 +93,10 @@ class Pipelines:
                 call.config.microbatch_group_size_per_vp_stage,
             )
             placement.check(plan, group.rank(), call.chunks)
+            if call.splits_vocabulary:
+                output_layer_of(call.chunks)
         except PipertError as error:
             fault = error
         agree(group, fault)
         assert plan is not None
-        return Pipeline(plan, call.chunks, group, self._options.timeout_ms)
+        return Pipeline(plan, call.chunks, group, self._options.timeout_ms, splits_vocabulary=call.splits_vocabulary)

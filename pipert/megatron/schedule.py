@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 from pipert import sources
 from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.lowering import compile
 from pipert.megatron.options import Options
-from pipert.ops import OpKind
+from pipert.ops import OpKind, Scope
+from pipert.passes import vocab_parallel
 from pipert.plan import Plan
 from pipert.schedules import placement
 from pipert.schedules.interleaved import group_by_group
@@ -30,24 +33,39 @@ def make_plan(options: Options, num_ranks: int, num_microbatches: int, num_chunk
         ConfigError, PlanError: sizes do not fit, the schedule is unknown, or the file is bad or for other sizes.
     """
     name = options.schedule or ("1f1b" if num_chunks == 1 else "interleaved")
-    if name == "interleaved" and group_size not in (None, num_ranks):
-        return compile(interleaved_in_groups(num_ranks, num_microbatches, num_chunks, group_size))
     costs = options.parsed_costs()
+    if name == "interleaved" and group_size not in (None, num_ranks):
+        return _lowered(interleaved_in_groups(num_ranks, num_microbatches, num_chunks, group_size), options, costs)
     if name == "auto":  # which otherwise chooses a placement, too; here the model's chunks have one
         path = placement.loop(num_ranks, num_chunks)
         program = search([path], [0] * num_microbatches, costs or Costs.per_rank(), options.memory_limit)
-        return compile(program)
+        return _lowered(program, options, costs)
     takes_sizes = sources.takes_sizes(name)  # a file has its own
-    plan = sources.load(
+    source = sources.load(
         name,
         ranks=num_ranks if takes_sizes else None,
         microbatches=num_microbatches if takes_sizes else None,
         chunks=num_chunks if takes_sizes else None,
         costs=costs,
         memory_limit=options.memory_limit,
-    ).plan()
-    _check(name, plan, num_ranks, num_microbatches, num_chunks)
-    return plan
+    )
+    program = source.program()
+    _check(name, program, num_ranks, num_microbatches, num_chunks)
+    passes = {op.kind for row in program.ranks for op in row if op.kind.scope in (Scope.SHARD, Scope.MEETING)}
+    if not passes:
+        return _lowered(program, options, costs) if options.splits_vocabulary else source.plan()
+    if not options.splits_vocabulary:
+        raise ConfigError(f"{name} has passes over the vocabulary; with them, use --pipert-vocab-parallel 2")
+    if OpKind.EMBED in passes:
+        raise ConfigError(f"{name} splits the input embedding; --pipert-vocab-parallel splits the output layer alone")
+    return source.plan()
+
+
+def _lowered(program: Program, options: Options, costs: Costs | None) -> Plan:
+    """Return the plan of a program, with passes over the vocabulary where they are asked for."""
+    if options.splits_vocabulary:
+        program = vocab_parallel(program, 2, costs, options.memory_limit, embedding=False)
+    return compile(program)
 
 
 def interleaved_in_groups(num_ranks: int, num_microbatches: int, num_chunks: int, group_size: int) -> Program:
@@ -91,19 +109,19 @@ def checkpoint_pattern(plan: Plan, rank: int, num_partly: int) -> dict[tuple[int
     return {(op.stage, op.microbatch): index % (num_warmup + 1) >= num_partly for index, op in enumerate(forwards)}
 
 
-def _check(name: str, plan: Plan, num_ranks: int, num_microbatches: int, num_chunks: int) -> None:
-    if plan.num_ranks != num_ranks:
-        raise ConfigError(f"{name} is for {plan.num_ranks} ranks; pipeline_model_parallel_size is {num_ranks}")
-    if plan.num_microbatches != num_microbatches:
-        raise ConfigError(f"{name} is for {plan.num_microbatches} microbatches; this step has {num_microbatches}")
-    if any(len(plan.holders(stage)) != 1 for stage in range(plan.num_stages)):
+def _check(name: str, program: Program, num_ranks: int, num_microbatches: int, num_chunks: int) -> None:
+    if program.num_ranks != num_ranks:
+        raise ConfigError(f"{name} is for {program.num_ranks} ranks; pipeline_model_parallel_size is {num_ranks}")
+    if program.num_microbatches != num_microbatches:
+        raise ConfigError(f"{name} is for {program.num_microbatches} microbatches; this step has {num_microbatches}")
+    if any(len(program.holders(stage)) != 1 for stage in range(program.num_stages)):
         raise ConfigError(f"{name} holds stages on several ranks; Megatron's model chunks have no replicas")
-    if plan.num_stages != num_ranks * num_chunks:
+    if program.num_stages != num_ranks * num_chunks:
         raise ConfigError(
-            f"{name} has {plan.num_stages // num_ranks} chunk(s) a rank, the model {num_chunks}; set "
+            f"{name} has {program.num_stages // num_ranks} chunk(s) a rank, the model {num_chunks}; set "
             "virtual_pipeline_model_parallel_size accordingly"
         )
-    for op in plan.ops:
+    for op in itertools.chain(*program.ranks):
         if op.kind in (OpKind.OPT, OpKind.RECOMPUTE):
             raise ConfigError(
                 f"{name} has {op}: with Megatron, the script steps its optimizer and recomputes by itself"

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipert.errors import ConfigError
 from pipert.megatron.call import Call
 from pipert.megatron.chunk_forward import ChunkForward
+from pipert.megatron.deferred_loss import DeferredLossForward
 from pipert.megatron.layers import DelayedWgrads, early_matrices, fallback_reason
+from pipert.megatron.output_layer import OutputLayerShard
+from pipert.megatron.root_grad import NO_LOSS, root_grad
 from pipert.megatron.structure import Announced
 from pipert.megatron.sync import GradSync
 from pipert.stages import Grads, Stage, Tensors
@@ -25,7 +27,7 @@ class MegatronStage:
     last stage the loss function; :class:`pipert.Stage` does the rest.
 
     Args:
-        chunk: the model chunk.
+        forward: the model chunk's.
         chunk_idx: its place among the chunks of its rank.
         stage: its number in the pipeline.
         is_last: whether it ends the pipeline.
@@ -36,7 +38,7 @@ class MegatronStage:
 
     def __init__(
         self,
-        chunk: nn.Module,
+        forward: ChunkForward,
         chunk_idx: int,
         stage: int,
         is_last: bool,
@@ -44,12 +46,16 @@ class MegatronStage:
         announced: Announced,
         report: Callable[[str], None],
     ) -> None:
-        self.module = ChunkForward(chunk, chunk_idx, is_last)
+        chunk = forward.chunk
+        self.module = forward
+        shards = [module for module in chunk.modules() if isinstance(module, OutputLayerShard)]
+        self._adds_shard_gradients = any(not shard.tied for shard in shards)
         # Megatron's data parallelism moves each gradient into a main gradient as it comes.
         self._stage = Stage(self.module, weight_grads_in_pieces=hasattr(chunk, "ddp_config"))
         self._chunk_idx = chunk_idx
         self._stage_idx = stage
         self._is_last = is_last
+        self._makes_loss = is_last and not isinstance(forward, DeferredLossForward)
         self._neighbours = neighbours
         self._announced = announced
         self._report = report
@@ -60,6 +66,7 @@ class MegatronStage:
         self._call: Call | None = None
         self._sync: GradSync | None = None
         self._num_done = 0
+        self._num_done_of_shard = 0
         self._has_split = False
 
     def begin(self, call: Call, sync: GradSync | None, is_checkpointed: Callable[[int], bool] | None) -> None:
@@ -72,7 +79,7 @@ class MegatronStage:
                 configuration does not distinguish microbatches.
         """
         self._call, self._sync = call, sync
-        self._num_done = 0
+        self._num_done = self._num_done_of_shard = 0
         self.module.begin(call, is_checkpointed)
 
     def end(self) -> tuple[list[Any], Tensor]:
@@ -81,28 +88,30 @@ class MegatronStage:
         return self.module.end()
 
     def forward(self, microbatch: int, inputs: Tensors) -> Tensors:
-        """Run the forward of ``microbatch``; on the last stage its loss, too, and hand nothing on."""
+        """Run the forward of ``microbatch``; on the last stage its loss, too, unless that is deferred."""
         assert self._sync is not None
         self._sync.before_forward(self._chunk_idx, microbatch)
         self._expect(microbatch)
         # As Megatron has it, whatever arrives needs a gradient: reentrant checkpoints run only where an input does.
         inputs = tuple([x.detach().requires_grad_(x.is_floating_point()) for x in inputs])
         outputs = self._stage.forward(microbatch, inputs)
-        if self._is_last:
+        if self._makes_loss:
             if not outputs:
-                raise ConfigError("the last stage's output is no tensor; a backward begins at a loss")
+                raise ConfigError(NO_LOSS)
             self._losses[microbatch] = outputs[0]
             return ()
-        self._tell_structure()
+        if not self._is_last:
+            self._tell_structure()
         return outputs
 
     def forward_only(self, microbatch: int, inputs: Tensors) -> Tensors:
         """Run the forward of ``microbatch`` without gradients."""
         self._expect(microbatch)
         outputs = self._stage.forward_only(microbatch, inputs)
-        if self._is_last:
+        if self._makes_loss:
             return ()
-        self._tell_structure()
+        if not self._is_last:
+            self._tell_structure()
         return outputs
 
     def backward(self, microbatch: int, grads: Grads) -> Grads:
@@ -162,17 +171,11 @@ class MegatronStage:
 
     def _root_grads(self, microbatch: int, grads: Grads) -> Grads:
         """Return the gradients that enter the graph: on the last stage, that of the scaled loss to the loss."""
-        if not self._is_last:
+        if not self._makes_loss:
             return grads
         assert self._call is not None
         loss = self._losses.pop(microbatch)
-        if not loss.requires_grad:
-            return ()
-        scale = self._call.config.grad_scale_func
-        scaled = loss if scale is None else scale(loss)
-        if scaled.numel() != 1:
-            raise ConfigError(f"the loss has shape {tuple(scaled.shape)}; a backward begins at a scalar")
-        return torch.autograd.grad(scaled, loss, torch.ones_like(scaled))
+        return root_grad(loss, loss, self._call.config) if loss.requires_grad else ()
 
     def _reason_not_to_split(self, microbatch: int) -> str | None:
         """Look at the graph: once, unless the configuration recomputes some microbatches and others not."""
@@ -191,12 +194,33 @@ class MegatronStage:
             )
 
     @contextlib.contextmanager
+    def adding_shard_gradient(self, weight: Tensor, complete: Callable[[], None]) -> Iterator[None]:
+        """Surround a T whose shard of the output layer is this chunk's.
+
+        Args:
+            weight: of the shard.
+            complete: called when its gradient has all of its parts.
+        """
+        assert self._call is not None
+        assert self._sync is not None
+        self._num_done_of_shard += 1
+        is_last = self._num_done_of_shard == self._call.num_microbatches
+        counts = self._adds_shard_gradients and self._sync.reduces_at_once
+        with self._adding_gradients() if counts else contextlib.nullcontext():
+            yield
+            if is_last:
+                complete()
+        if is_last:
+            self._sync.tell_ready(weight, self.module.chunk)
+
+    @contextlib.contextmanager
     def _adding_gradients(self) -> Iterator[None]:
         """Surround an op that adds to the parameters' gradients."""
         assert self._call is not None
         assert self._sync is not None
         self._num_done += 1
-        if self._num_done < self._call.num_microbatches:
+        num_ops = self._call.num_microbatches * (1 + (self._adds_shard_gradients and self._sync.reduces_at_once))
+        if self._num_done < num_ops:
             yield
             return
         with self._sync.last_gradients(self._chunk_idx):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def _per_chunk(function: Any, num_chunks: int) -> list[Callable[..., Any]] | None:
@@ -39,6 +39,25 @@ class GradSync:
 
     def __exit__(self, *error: object) -> None:
         self._held_back.close()
+
+    @property
+    def reduces_at_once(self) -> bool:
+        """Whether a chunk's gradients are reduced all at its end, not as they come."""
+        return self._grad_sync is not None
+
+    def tell_ready(self, parameter: Tensor, chunk: nn.Module) -> None:
+        """Say of a parameter whose gradient no backward makes that it is complete, where they are reduced as they come.
+
+        Megatron's data parallelism learns it of others by hooks.
+        """
+        ddp_config = getattr(chunk, "ddp_config", None)
+        if ddp_config is None or not ddp_config.overlap_grad_reduce or self._grad_sync is not None:
+            return
+        groups: Any = chunk.param_to_bucket_group
+        if parameter in groups:
+            self._held_back.close()
+            groups[parameter].register_grad_ready(parameter, chunk.force_all_reduce)
+            self._hold_back()
 
     def before_forward(self, chunk: int, microbatch: int) -> None:
         """Gather the next chunk's parameters while this one's first forward runs."""

@@ -18,6 +18,7 @@ def parse(argv=None):
     add("--hidden-size", type=int, default=32)
     add("--num-attention-heads", type=int, default=4)
     add("--seq-length", type=int, default=32)
+    add("--vocab-size", type=int, default=256)
     add("--num-experts", type=int)
     add("--untie-embeddings-and-output-weights", action="store_true")
     add("--attention-dropout", type=float, default=0.0)

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-VOCABULARY = 256
 _NAMES = ("argparse.py", "ast.py", "datetime.py", "decimal.py", "inspect.py", "typing.py")
 
 

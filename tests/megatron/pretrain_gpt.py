@@ -14,7 +14,7 @@ import cpu_shim
 import dump
 import torch
 import torch.distributed as dist
-from data import VOCABULARY, Batches, open_dataset
+from data import Batches, open_dataset
 from megatron.core import parallel_state as mpu
 from megatron.core import pipeline_parallel, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -62,7 +62,7 @@ def model_provider(args, config, pre_process=True, post_process=True, vp_stage=N
     return GPTModel(
         config=config,
         transformer_layer_spec=get_gpt_layer_local_spec(num_experts=args.num_experts, moe_grouped_gemm=False),
-        vocab_size=VOCABULARY,
+        vocab_size=args.vocab_size,
         max_sequence_length=args.seq_length,
         pre_process=pre_process,
         post_process=post_process,
@@ -143,7 +143,7 @@ def main():
 
     config = transformer_config(args)
     model = get_model(args, config)
-    dump.initialise(model, args.seed)
+    dump.initialise(model, args.seed, args.vocab_size)
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             lr=args.lr,
@@ -189,7 +189,7 @@ def main():
         losses = run(train, forward_only=False)
         elapsed_ms = 1000 * (time.perf_counter() - start)
         if args.dump is not None:
-            dump.write(args.dump, iteration, model, losses)
+            dump.write(args.dump, iteration, model, losses, args.vocab_size)
         _, grad_norm, _ = optimizer.step()
         loss = reduced_loss(losses)
         if loss is not None and mpu.get_data_parallel_rank() == 0 and mpu.get_tensor_model_parallel_rank() == 0:

@@ -56,17 +56,26 @@ class Run:
 
     @cached_property
     def dumps(self):
-        """Every value that was dumped, by (iteration, place, name); losses are named ``loss/…``, by microbatch."""
-        values = {}
+        """Every value that was dumped, by (iteration, place, name); losses are named ``loss/…``, by microbatch.
+
+        The parts of a split output layer, ``output_layer.weight/…``, are put together.
+        """
+        values, parts = {}, {}
         for path in sorted((self.folder / "dump").glob("*.pt")):
             iteration, place = re.fullmatch(r"iteration(\d+)-(tp\d+-dp\d+)-pp.*", path.stem).groups()
             dump = torch.load(path, weights_only=True)
             for number, part in enumerate(dump["losses"]):
                 values[int(iteration), place, f"loss/{number}"] = part["lm loss"]
             for name, gradient in dump["gradients"].items():
+                name, _, part = name.partition("/")
                 key = int(iteration), place, name
-                assert key not in values, f"two ranks hold {key}"
-                values[key] = gradient
+                assert key not in values and (key, part) not in parts, f"two ranks hold {key}"
+                if part:
+                    parts[key, part] = gradient
+                else:
+                    values[key] = gradient
+        for key, part in sorted(parts):
+            values[key] = torch.cat([values[key], parts[key, part]]) if key in values else parts[key, part]
         return values
 
 
