@@ -19,6 +19,7 @@ from pipert.megatron.schedule import checkpoint_pattern
 from pipert.megatron.stage import MegatronStage
 from pipert.megatron.structure import Announced
 from pipert.megatron.sync import GradSync
+from pipert.megatron.tied_shards import TiedShards
 from pipert.megatron.vocabulary import ScriptsLoss
 from pipert.plan import Plan
 from pipert.rendezvous import Group
@@ -57,6 +58,7 @@ class Pipeline:
             stage: self._stage(stage, index, chunks[index], output_layer) for index, stage in enumerate(held)
         }
         self._loss = None if output_layer is None else ScriptsLoss(output_layer, self._stages[held[-1]])
+        self._is_tied = output_layer is not None and output_layer.tied
         self._engine = Engine(
             plan,
             self._stages,
@@ -73,12 +75,17 @@ class Pipeline:
             The data that the loss function returned, in the order of microbatches, on the rank that holds the last
             stage, and [] elsewhere; and what the engine says of the step.
         """
+        tied = self._tied_shards(call)
+        if tied is not None:
+            tied.refresh()
         if call.forward_only:
             data, _, result = self._step(call, None)
         else:
             embedding = self._cleared_embedding(call)
             with GradSync(call.config, call.chunks) as sync:
                 data, num_tokens, result = self._step(call, sync)
+            if tied is not None:
+                tied.collect()
             self._finalize(call, num_tokens, embedding)
         self._announced.flush()
         return placement.share_losses(data, call.groups.pipeline), result
@@ -109,6 +116,11 @@ class Pipeline:
         ended = [each.end() for each in self._stages.values()]
         data = [part for parts, _ in ended for part in parts]
         return data, sum((count for _, count in ended[1:]), ended[0][1]), result
+
+    def _tied_shards(self, call: Call) -> TiedShards | None:
+        if self._loss is None or not self._is_tied:
+            return None
+        return TiedShards(self._loss.vocabulary.shard, self._loss.weight, call.chunks[0], call.groups.pipeline)
 
     def _checkpoint_pattern(self, call: Call) -> dict[tuple[int, int], bool] | None:
         num_partly = call.config.num_microbatches_with_partial_activation_checkpoints
