@@ -69,11 +69,9 @@ class Run:
             for name, gradient in dump["gradients"].items():
                 name, _, part = name.partition("/")
                 key = int(iteration), place, name
-                assert key not in values and (key, part) not in parts, f"two ranks hold {key}"
-                if part:
-                    parts[key, part] = gradient
-                else:
-                    values[key] = gradient
+                target, key_there = (parts, (key, part)) if part else (values, key)
+                assert key_there not in target, f"two ranks hold {key_there}"
+                target[key_there] = gradient
         for key, part in sorted(parts):
             values[key] = torch.cat([values[key], parts[key, part]]) if key in values else parts[key, part]
         return values
