@@ -19,7 +19,7 @@ def add_bias_grad(
 ) -> None:
     """``bias_grad += E'ᵀ a + scatter_y(b) - Σ q``: the weight's gradient for an input of 1."""
     num_rows = max(1, _CHUNK_ELEMENTS // exp_NV.shape[1])
-    for exp_nV, a_n in zip(exp_NV.split(num_rows), late.a_N.split(num_rows), strict=True):
+    for exp_nV, a_n in zip(torch.split(exp_NV, num_rows), torch.split(late.a_N, num_rows), strict=True):
         bias_grad_V += a_n @ exp_nV.to(a_n.dtype)
     add_rows(bias_grad_V[:, None], local_N, late.b_N[:, None])
     if late.q_N is not None:

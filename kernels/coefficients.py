@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.statistics import RowStatistics
 

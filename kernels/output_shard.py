@@ -72,7 +72,7 @@ class OutputShard:
         self,
         weight_VD: torch.Tensor,
         shard: VocabShard,
-        options: LossOptions = LossOptions(),  # noqa: B008
+        options: LossOptions = LossOptions(),
         bias: torch.Tensor | None = None,
         max_workspace_bytes: int | None = None,
         num_sms: int | None = None,

@@ -86,14 +86,14 @@ class ReferenceBackend:
         return RowStatistics(packed_KN)
 
     def product(self, exp_NV: torch.Tensor, w_VD: torch.Tensor, *, num_sms: int | None) -> torch.Tensor:
-        """``E' W``; see :class:`~pipert.kernels.backend.Backend`."""
+        """Return ``E' W``; see :class:`~pipert.kernels.backend.Backend`."""
         dtype = accumulation_dtype(w_VD.dtype)
         return exp_NV.to(dtype) @ w_VD.to(dtype)
 
     def input_grad(
         self, product_ND: torch.Tensor, w_VD: torch.Tensor, local_N: torch.Tensor, a_N: torch.Tensor, b_N: torch.Tensor
     ) -> torch.Tensor:
-        """``a ⊙ (E' W) + b ⊙ W[y]``; see :class:`~pipert.kernels.backend.Backend`."""
+        """Return ``a ⊙ (E' W) + b ⊙ W[y]``; see :class:`~pipert.kernels.backend.Backend`."""
         b_N = torch.where(local_N >= 0, b_N, 0)
         return product_ND.mul_(a_N[:, None]).add_(b_N[:, None] * w_VD[local_N.clamp(min=0)])
 
@@ -114,11 +114,11 @@ class ReferenceBackend:
         add_rows(main_grad_VD, local_N, b_N[:, None] * x_ND)
 
     def embed(self, w_VD: torch.Tensor, local_N: torch.Tensor) -> torch.Tensor:
-        """``W[local]``; see :class:`~pipert.kernels.backend.Backend`."""
+        """Return ``W[local]``; see :class:`~pipert.kernels.backend.Backend`."""
         return torch.where((local_N >= 0)[:, None], w_VD[local_N.clamp(min=0)], 0)
 
     def add_embedding_grad(self, main_grad_VD: torch.Tensor, grad_ND: torch.Tensor, local_N: torch.Tensor) -> None:
-        """``main_grad += scatter_local(grad)``; see :class:`~pipert.kernels.backend.Backend`."""
+        """Do ``main_grad += scatter_local(grad)``; see :class:`~pipert.kernels.backend.Backend`."""
         add_rows(main_grad_VD, local_N, grad_ND.to(main_grad_VD.dtype))
 
 
