@@ -57,7 +57,7 @@ STEPS = {
     "build": Step(build, 150, 60),
     "tests": Step(run_tests, 190, 90),
     "training": Step(train, 130, 70),
-    "benchmarks": Step(bench, 210, 100),
+    "benchmarks": Step(bench, 280, 140),
     "sanitizer": Step(sanitize, 90, 40),
     "pictures": Step(pictures, 30, 10),
 }

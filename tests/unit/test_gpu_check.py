@@ -215,16 +215,24 @@ def results(tmp_path):
     copies = [figure("D2H, 64 KiB", "GB/s", 10.0, 9.0), figure("D2H, 1 MiB", "GB/s", 50.0, 51.0)]
     copies.append(figure("D2H, best chunk", "GB/s", 50.0, 51.0, met=True))
     (folder / "bench-copy.json").write_text(json.dumps({"machine": {"commit": None}, "figures": copies}))
+    layers = [figure("S+T, V=128k, p=1", "TFLOP/s", 705.0, 760.0), figure("extra memory, V=128k, p=1", "MiB", 2100.0)]
+    layers += [
+        figure(f"{what} beside {peer}, {case}, p=1", unit, ours, theirs)
+        for case in ("V=128k", "Llama-2-7B")
+        for peer in ("torch", "liger-kernel")
+        for what, unit, ours, theirs in (("S+T", "TFLOP/s", 700.0, 200.0), ("error of dX", "", 2e-3, 0.5))
+    ]
+    (folder / "bench-vocab.json").write_text(json.dumps({"machine": {"commit": None}, "figures": layers}))
     (folder / plots.NAME).write_bytes(b"a picture")
     return folder
 
 
 def test_results_are_filed_under_the_gpus_name_with_the_commit(results, tmp_path):
     written = record.record(results, tmp_path / "results")
-    assert [file.name for file in written] == ["gpu_h200.json", "copy_h200.json", "gpu_h200.png"]
+    assert [file.name for file in written] == ["gpu_h200.json", "copy_h200.json", "vocab_h200.json", "gpu_h200.png"]
     assert json.loads(written[0].read_text())["commit"] == "0123456789ab"
     assert json.loads(written[1].read_text())["machine"]["commit"] == "0123456789ab"
-    assert written[2].read_bytes() == b"a picture"
+    assert written[-1].read_bytes() == b"a picture"
 
 
 def change(results, **values):
@@ -279,10 +287,39 @@ def test_figures_by_size():
     assert series == {"GB/s": {"D2H": [(65536, 10.0)], "D2H, peer": [(65536, 9.0)]}}
 
 
+def test_sides_by_quantity_and_case():
+    figures = [figure("S+T beside torch, V=128k, p=1", "TFLOP/s", 700.0, 200.0)]
+    figures += [figure("S+T beside liger-kernel tuned, V=128k, p=1", "TFLOP/s", 710.0, 500.0)]
+    figures += [figure("S+T beside torch, Gemma-2-9B, p=1", "TFLOP/s", 650.0, 150.0)]
+    figures += [figure("error of dX beside torch, V=128k, p=1", "", 2e-3, 2.5e-3)]
+    figures += [figure("S+T, V=128k, p=1", "TFLOP/s", 705.0, 760.0)]
+    assert plots.by_side(figures) == {
+        "S+T, TFLOP/s": {
+            "V=128k, p=1": {"pipert": 700.0, "torch": 200.0, "liger-kernel tuned": 500.0},
+            "Gemma-2-9B, p=1": {"pipert": 650.0, "torch": 150.0},
+        },
+        "error of dX": {"V=128k, p=1": {"pipert": 2e-3, "torch": 2.5e-3}},
+    }
+
+
+def test_the_chosen_parts_are_parts():
+    from pipert.bench import vocab
+    from pipert.cli.bench import AREAS
+
+    assert set(benching.AREAS) <= set(AREAS)
+    assert list(benching.PARTS) == ["vocab"]
+    assert set(benching.PARTS["vocab"]) <= set(vocab.PARTS)
+    assert set(benching.PEERS) == {part for part in vocab.PARTS if part.startswith("beside_")}
+    assert (benching.WHEELS / "requirements.txt").exists()
+
+
 def test_every_panel_can_be_filled(results):
     report = json.loads((results / "gpu.json").read_text())
     panels = plots.panels(results, report)
-    assert list(panels) == ["GPT of 1 B parameters, one process: loss", "copy: GB/s by size", "copy: GB/s"]
+    assert list(panels) == [
+        "GPT of 1 B parameters, one process: loss", "copy: GB/s by size", "copy: GB/s", "vocab: S+T, TFLOP/s",
+        "vocab: error of dX", "vocab: TFLOP/s", "vocab: MiB",
+    ]  # fmt: skip
     for fill in panels.values():
         axes = MagicMock()
         fill(axes)
