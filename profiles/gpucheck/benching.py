@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from gpucheck.place import ROOT, Place
 from gpucheck.rows import Row
 
+NAME = "bench.json"
+"""What all areas have measured, by area."""
 AREAS = ("launch", "copy", "p2p", "vocab")
 PEERS = (
     "beside_torch", "beside_liger", "beside_liger_tuned", "beside_cut_cross_entropy",
@@ -38,7 +41,7 @@ def bench(place: Place) -> list[Row]:
 
 
 def _measure(place: Place, area: str, share: float) -> list[Row]:
-    file = place.out / f"bench-{area}.json"
+    file = place.work / f"bench-{area}.json"
     file.unlink(missing_ok=True)
     parts = [f"--part={part}" for part in PARTS.get(area, ())]
     done = place.python(
@@ -46,10 +49,18 @@ def _measure(place: Place, area: str, share: float) -> list[Row]:
     )
     if not file.exists():
         return [Row(f"bench {area}", False, done.why, done.seconds)]
-    rows = rows_of(area, json.loads(file.read_text()), done.seconds)
+    result = json.loads(file.read_text())
+    (place.out / NAME).write_text(json.dumps({**measured(place.out), area: result}, indent=1) + "\n")
+    rows = rows_of(area, result, done.seconds)
     if done.status != 0 and all(row.passed for row in rows):
         rows.append(Row(f"  {area}", False, done.why))
     return rows
+
+
+def measured(out: Path) -> dict[str, dict[str, Any]]:
+    """Return what lies in a folder for results, by area."""
+    file = out / NAME
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def rows_of(area: str, result: dict[str, Any], seconds: float) -> list[Row]:

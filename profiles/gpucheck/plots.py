@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpucheck.benching import AREAS
+from gpucheck.benching import measured
 
 NAME = "figures.png"
 _SIZED = re.compile(r"(.*), (\d+) (B|KiB|MiB|GiB)")
@@ -81,11 +80,8 @@ def panels(out: Path, report: Mapping[str, Any]) -> dict[str, Callable[[Any], No
     large = report.get("training", {}).get("large", {}).get("summary")
     if large is not None:
         found["GPT of 1 B parameters, one process: loss"] = partial(_losses, losses=large["losses"])
-    for area in AREAS:
-        file = out / f"bench-{area}.json"
-        if not file.exists():
-            continue
-        figures = json.loads(file.read_text())["figures"]
+    for area, result in measured(out).items():
+        figures = result["figures"]
         for unit, series in by_size(figures).items():
             found[f"{area}: {unit} by size"] = partial(_lines, series=series, unit=unit)
         for what, sides in by_side(figures).items():

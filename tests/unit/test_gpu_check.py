@@ -214,7 +214,6 @@ def results(tmp_path):
     (folder / "gpu.json").write_text(json.dumps(report))
     copies = [figure("D2H, 64 KiB", "GB/s", 10.0, 9.0), figure("D2H, 1 MiB", "GB/s", 50.0, 51.0)]
     copies.append(figure("D2H, best chunk", "GB/s", 50.0, 51.0, met=True))
-    (folder / "bench-copy.json").write_text(json.dumps({"machine": {"commit": None}, "figures": copies}))
     layers = [figure("S+T, V=128k, p=1", "TFLOP/s", 705.0, 760.0), figure("extra memory, V=128k, p=1", "MiB", 2100.0)]
     layers += [
         figure(f"{what} beside {peer}, {case}, p=1", unit, ours, theirs)
@@ -222,7 +221,11 @@ def results(tmp_path):
         for peer in ("torch", "liger-kernel")
         for what, unit, ours, theirs in (("S+T", "TFLOP/s", 700.0, 200.0), ("error of dX", "", 2e-3, 0.5))
     ]
-    (folder / "bench-vocab.json").write_text(json.dumps({"machine": {"commit": None}, "figures": layers}))
+    areas = {
+        area: {"machine": {"commit": None}, "figures": of_area}
+        for area, of_area in (("copy", copies), ("vocab", layers))
+    }
+    (folder / benching.NAME).write_text(json.dumps(areas))
     (folder / plots.NAME).write_bytes(b"a picture")
     return folder
 
