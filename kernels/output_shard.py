@@ -116,6 +116,13 @@ class OutputShard:
         product_ND = self._backend.product(exp_NV, self._w_VD, num_sms=self._num_sms) if algorithm == 2 else None
         return ScoreState(x_ND, local_N, targets_N != self.options.ignore_index, exp_NV, product_ND, statistics)
 
+    def resume(
+        self, x_ND: torch.Tensor, targets_N: torch.Tensor, exp_NV: torch.Tensor, statistics: RowStatistics
+    ) -> ScoreState:
+        """Return the state that :meth:`score` with Algorithm 1 made of ``x_ND`` and ``targets_N``, from its parts."""
+        x_ND, local_N = self._tokens(x_ND, targets_N)
+        return ScoreState(x_ND, local_N, targets_N != self.options.ignore_index, exp_NV, None, statistics)
+
     def statistics(self, x_ND: torch.Tensor, targets_N: torch.Tensor, *, entropy: bool = False) -> RowStatistics:
         """Forward only: the statistics without ``E'``; arguments and errors as for :meth:`score`.
 
@@ -202,15 +209,20 @@ class OutputShard:
         """
         check_main_grad(main_grad_VD, self._w_VD, "weight")
         late = self._coefficients(state, all_shards, loss_grad_N)
-        real = self.shard.num_real
-        x_ND = state.x_ND
         self._backend.add_weight_grad(
-            main_grad_VD, state.exp_NV, x_ND, state.local_N, late.a_N, late.b_N, num_sms=self._num_sms
+            main_grad_VD, state.exp_NV, state.x_ND, state.local_N, late.a_N, late.b_N, num_sms=self._num_sms
         )
         if late.q_N is not None:
-            main_grad_VD[:real] -= late.q_N @ x_ND.to(late.q_N.dtype)
+            main_grad_VD[: self.shard.num_real] -= late.q_N @ state.x_ND.to(late.q_N.dtype)
         if bias_grad_V is not None:
-            add_bias_grad(bias_grad_V, state.exp_NV, state.local_N, late, real)
+            self.add_bias_grad(state, all_shards, loss_grad_N, bias_grad_V)
+
+    def add_bias_grad(
+        self, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor, bias_grad_V: torch.Tensor
+    ) -> None:
+        """Do the bias's part of :meth:`add_weight_grad` alone."""
+        late = self._coefficients(state, all_shards, loss_grad_N)
+        add_bias_grad(bias_grad_V, state.exp_NV, state.local_N, late, self.shard.num_real)
 
     def _tokens(self, x_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if x_ND.dim() != 2:
