@@ -19,7 +19,7 @@ from pipert.bench.figure import Unavailable
 from pipert.bench.vocab import beside, exact, floor, peers, rounds, wheels
 from pipert.bench.vocab.batch import random_batch
 from pipert.bench.vocab.floor import Floor
-from pipert.bench.vocab.ours import Ours
+from pipert.bench.vocab.ours import Ours, bounded_loss
 from pipert.bench.vocab.shapes import BESIDE_PEERS, MODELS, NUM_SHARDS, SHAPES, Layer, Shape
 from pipert.cli import app, bench
 from pipert.errors import ConfigError
@@ -122,6 +122,14 @@ def test_ours_is_exact(layer, dtype, most):
     assert max(errors.loss, errors.input_grad, errors.weight_grad) < most
 
 
+@pytest.mark.parametrize("layer", [SMALL, CAPPED], ids=lambda layer: layer.name)
+def test_ours_is_exact_in_chunks(layer):
+    batch = random_batch(Shape(layer, 1, 33), CPU, torch.float32)
+    chunks = functools.partial(bounded_loss, batch, 80_000)  # of 7 tokens, or 9
+    errors = exact.exact(batch).errors_of(peers.by_autograd(batch, chunks)())
+    assert max(errors.loss, errors.input_grad, errors.weight_grad) < 2e-6
+
+
 def test_of_a_shard_the_others_are_taken_into_account():
     batch = random_batch(Shape(SMALL, 4, 40), CPU, torch.float32)
     ours = Ours(batch)
@@ -175,10 +183,10 @@ def test_figures_beside_a_peer(on_cpu):
     assert [figure.name for figure in found] == [
         f"{what} beside torch, {case}, p=1"
         for case in ("small", "capped")
-        for what in ("S+T", "extra memory", "error of the loss", "error of dX", "error of dW")
+        for what in ("S+T", "extra memory, S+T", "error of the loss", "error of dX", "error of dW")
     ]
     speed, memory, loss, input_grad, weight_grad = found[:5]
-    assert speed.ratio == pytest.approx(2.0)  # ours took 1 ms, the peer 2
+    assert speed.ratio == pytest.approx(1 / 2)  # ours took 2 ms, the peer 1
     assert memory.ratio == 1.0
     assert loss.bar == 1e-5
     assert loss.ours < 1e-3
@@ -226,8 +234,11 @@ def fake_liger(tmp_path, monkeypatch):
 
 
 def test_a_peer_comes_from_a_wheel(fake_liger, on_cpu):
-    speed, *_, weight_grad = beside.peer("liger")[:5]
-    assert (speed.bar, speed.met) == (4.0, False)
+    speed, memory, bounded, bounded_memory, *_, weight_grad = beside.peer("liger")[:7]
+    assert (speed.bar, speed.met, memory.bar) == (4.0, False, None)
+    assert (bounded.name, bounded.bar) == ("bounded S+T beside liger-kernel, small, p=1", None)
+    assert bounded.ratio == pytest.approx(1 / 3)  # it took 3 ms
+    assert bounded_memory.name == "extra memory, bounded S+T beside liger-kernel, small, p=1"
     assert weight_grad.peer < 8e-3
     module = sys.modules["liger_kernel.ops.fused_linear_cross_entropy"]
     assert "pipert-peers-" in module.__file__

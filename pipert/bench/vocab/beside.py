@@ -12,8 +12,8 @@ from pipert.bench.vocab import rounds
 from pipert.bench.vocab.batch import random_batch
 from pipert.bench.vocab.exact import Errors, Exact, exact
 from pipert.bench.vocab.floor import Floor
-from pipert.bench.vocab.ours import Ours
-from pipert.bench.vocab.peers import PEERS
+from pipert.bench.vocab.ours import Ours, bounded_loss
+from pipert.bench.vocab.peers import PEERS, by_autograd
 from pipert.bench.vocab.shapes import BESIDE_PEERS, SHAPES, Shape
 
 FLOOR_ROUNDS = 15
@@ -82,24 +82,32 @@ def peer(part: str) -> list[Figure]:
 def _beside_peer(part: str, shape: Shape, device: torch.device) -> list[Figure]:
     other, batch, expected = PEERS[part], random_batch(shape, device), _expected(shape, device)
     theirs, ours = other.side(batch), Ours(batch)
+    name, setting = f"beside {other.name}, {shape.name}", f"{shape.setting}; {theirs.setting}"
     errors = [expected.errors_of(step()) for step in (ours.step, theirs.step)]
-    own_mib, their_mib = (rounds.extra_bytes(step) / (1 << 20) for step in (ours.step, theirs.step))
-    times = rounds.in_turns({"ours": ours.step, "theirs": theirs.step}, PEER_ROUNDS)
-    name = f"beside {other.name}, {shape.name}"
-    setting = f"{shape.setting}; {theirs.setting}"
-    speed = Figure.of(
-        f"S+T {name}",
-        "TFLOP/s",
-        _rates(shape, 3, times["ours"]),
-        _rates(shape, 3, times["theirs"]),
-        bar=other.speed_bar if shape.barred else None,
-        relative=True,
-        at_least=True,
-        setting=setting,
-    )
-    memory_bar = other.memory_bar if shape.barred else None
-    memory = Figure(f"extra memory {name}", "MiB", own_mib, their_mib, bar=memory_bar, relative=True, setting=setting)
-    return [speed, memory, *_error_figures(name, setting, *errors, held=other.is_measure)]
+    steps = {"peer": theirs.step, "S+T": ours.step}
+    extra = {side: rounds.extra_bytes(step) for side, step in steps.items()}
+    if other.bounded:
+        steps["bounded S+T"] = by_autograd(batch, functools.partial(bounded_loss, batch, extra["peer"]))
+        extra["bounded S+T"] = rounds.extra_bytes(steps["bounded S+T"])
+    times = rounds.in_turns(steps, PEER_ROUNDS)
+    rates = {side: _rates(shape, 3, times_ms) for side, times_ms in times.items()}
+    mib = {side: num_bytes / (1 << 20) for side, num_bytes in extra.items()}
+    found = []
+    for side in list(steps)[1:]:
+        speed_bar, memory_bar = (other.speed_bar, other.memory_bar) if shape.barred and side == "S+T" else (None, None)
+        speed = Figure.of(
+            f"{side} {name}",
+            "TFLOP/s",
+            rates[side],
+            rates["peer"],
+            bar=speed_bar,
+            relative=True,
+            at_least=True,
+            setting=setting,
+        )
+        memory = f"extra memory, {side} {name}"
+        found += [speed, Figure(memory, "MiB", mib[side], mib["peer"], memory_bar, relative=True, setting=setting)]
+    return [*found, *_error_figures(name, setting, *errors, held=other.is_measure)]
 
 
 def _error_figures(name: str, setting: str, ours: Errors, theirs: Errors, *, held: bool) -> list[Figure]:

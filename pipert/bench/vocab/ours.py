@@ -9,9 +9,22 @@ import torch
 
 from pipert.bench.vocab.batch import Batch
 from pipert.bench.vocab.exact import Result
+from pipert.kernels.linear_cross_entropy import vocab_parallel_linear_cross_entropy
 from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.output_shard import OutputShard, ScoreState
 from pipert.kernels.statistics import RowStatistics, combine
+
+
+def bounded_loss(batch: Batch, max_workspace_bytes: int, x_ND: torch.Tensor, w_VD: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of an unsplit layer by the differentiable function, which then works in chunks of tokens."""
+    return vocab_parallel_linear_cross_entropy(
+        x_ND,
+        w_VD,
+        batch.targets_N,
+        shard=batch.shard,
+        options=LossOptions(soft_cap=batch.soft_cap),
+        max_workspace_bytes=max_workspace_bytes,
+    )
 
 
 class Ours:

@@ -44,6 +44,7 @@ class Peer:
         soft_cap: whether it has one.
         speed_bar: how many times faster pipert is asked to be, on the shape that has bars.
         memory_bar: how much of its extra memory pipert may take there.
+        bounded: whether it is made to need little memory; then pipert is measured in as much, too.
         is_measure: whether the bars of pipert's own errors are held beside it.
     """
 
@@ -52,6 +53,7 @@ class Peer:
     soft_cap: bool = False
     speed_bar: float | None = None
     memory_bar: float | None = None
+    bounded: bool = False
     is_measure: bool = False
 
 
@@ -66,7 +68,8 @@ def _module(name: str, package: str) -> Any:
         ) from None
 
 
-def _by_autograd(batch: Batch, loss_of: LossOf) -> Callable[[], Result]:
+def by_autograd(batch: Batch, loss_of: LossOf) -> Callable[[], Result]:
+    """Return what computes a loss of X and W, and its gradients."""
     x_ND, w_VD = (tensor.detach().requires_grad_() for tensor in (batch.x_ND, batch.w_VD))
 
     def step() -> Result:
@@ -83,7 +86,7 @@ def _torch(batch: Batch) -> Side:
             z_NV = batch.soft_cap * torch.tanh(z_NV / batch.soft_cap)
         return F.cross_entropy(z_NV, batch.targets_N)
 
-    return Side(_by_autograd(batch, loss_of), "linear, float(), cross_entropy")
+    return Side(by_autograd(batch, loss_of), "linear, float(), cross_entropy")
 
 
 def _torch_fused(batch: Batch) -> Side:
@@ -95,7 +98,7 @@ def _torch_fused(batch: Batch) -> Side:
         loss: torch.Tensor = F.linear_cross_entropy(x_ND, w_VD, batch.targets_N, options=options)
         return loss
 
-    return Side(_by_autograd(batch, loss_of), "LinearCrossEntropyOptions()")
+    return Side(by_autograd(batch, loss_of), "LinearCrossEntropyOptions()")
 
 
 def _liger(batch: Batch, chunk_mem_const: int = 1) -> Side:
@@ -109,7 +112,7 @@ def _liger(batch: Batch, chunk_mem_const: int = 1) -> Side:
         loss: torch.Tensor = function.apply(x_ND, w_VD, batch.targets_N, *options, no_impl, no_mode, chunk_mem_const)[0]
         return loss
 
-    return Side(_by_autograd(batch, loss_of), f"Triton, chunk_mem_const={chunk_mem_const}")
+    return Side(by_autograd(batch, loss_of), f"Triton, chunk_mem_const={chunk_mem_const}")
 
 
 def _liger_tuned(batch: Batch) -> Side:
@@ -125,7 +128,7 @@ def _liger_tuned(batch: Batch) -> Side:
 def _cut(batch: Batch, filter_eps: str | None) -> Side:
     function = _module("cut_cross_entropy", "cut-cross-entropy==25.1.1").linear_cross_entropy
     options = {"softcap": batch.soft_cap, "filter_eps": filter_eps}
-    step = _by_autograd(batch, lambda x_ND, w_VD: function(x_ND, w_VD, batch.targets_N, **options))
+    step = by_autograd(batch, lambda x_ND, w_VD: function(x_ND, w_VD, batch.targets_N, **options))
     return Side(step, f"filter_eps={filter_eps}")
 
 
@@ -146,24 +149,24 @@ def _megatron(batch: Batch) -> Side:
         losses_Nb: torch.Tensor = module.fused_vocab_parallel_cross_entropy(z_NbV, batch.targets_N[:, None], group)
         return losses_Nb.mean()
 
-    return Side(_by_autograd(batch, loss_of), "cuBLAS, then the fused loss, a group of one")
+    return Side(by_autograd(batch, loss_of), "cuBLAS, then the fused loss, a group of one")
 
 
 def _quack(batch: Batch) -> Side:
     function = _module("quack.linear_cross_entropy", "quack-kernels").chunked_linear_cross_entropy
-    return Side(_by_autograd(batch, lambda x_ND, w_VD: function(x_ND, w_VD, batch.targets_N)), "chunked, its defaults")
+    return Side(by_autograd(batch, lambda x_ND, w_VD: function(x_ND, w_VD, batch.targets_N)), "chunked, its defaults")
 
 
 PEERS = {
     "torch": Peer("torch", _torch, soft_cap=True, is_measure=True),
-    "liger": Peer("liger-kernel", _liger, soft_cap=True, speed_bar=4.0),
+    "liger": Peer("liger-kernel", _liger, soft_cap=True, speed_bar=4.0, bounded=True),
     "liger_tuned": Peer("liger-kernel tuned", _liger_tuned, soft_cap=True, speed_bar=1.2),
     "cut_cross_entropy": Peer(
         "cut-cross-entropy unfiltered", functools.partial(_cut, filter_eps=None), soft_cap=True, speed_bar=2.5
     ),
     "cut_cross_entropy_filtered": Peer("cut-cross-entropy", functools.partial(_cut, filter_eps="high"), soft_cap=True),
     "megatron_core": Peer("Megatron-core", _megatron, speed_bar=1.2, memory_bar=1 / 3),
-    "quack": Peer("quack-kernels", _quack),
-    "torch_linear_cross_entropy": Peer("torch linear_cross_entropy", _torch_fused),
+    "quack": Peer("quack-kernels", _quack, bounded=True),
+    "torch_linear_cross_entropy": Peer("torch linear_cross_entropy", _torch_fused, bounded=True),
 }
 """By the name of the part that measures them."""
