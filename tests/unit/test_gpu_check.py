@@ -159,6 +159,35 @@ def test_an_area_that_is_not_there_is_a_failed_row(place, monkeypatch):
     assert row.detail.startswith("no such area; there is: runtime")
 
 
+def test_areas_are_measured_in_their_parts_and_kept_together(place, monkeypatch):
+    commands = []
+
+    def python(*arguments, env=None, **options):
+        if "-c" in arguments:
+            return done("copy vocab")
+        commands.append((arguments, env))
+        area, file = arguments[3], arguments[-1]
+        if area == "vocab":  # it was interrupted
+            file.write_text(json.dumps({"figures": [figure(area, "ms", 1.0)], "failed": {"gemma_2_9b": "interrupted"}}))
+            return done("", status=1)
+        file.write_text(json.dumps({"figures": [figure(area, "ms", 1.0)]}))
+        return done("")
+
+    monkeypatch.setattr(benching, "AREAS", ("copy", "vocab"))
+    monkeypatch.setattr(Place, "python", lambda place, *arguments, **options: python(*arguments, **options))
+    rows = benching.bench(place)
+    assert [(row.name, row.passed) for row in rows] == [
+        ("bench copy", True), ("bench vocab", True), ("  vocab: gemma 2 9b", False),
+    ]  # fmt: skip
+    (copy, _), (vocab, environment) = commands
+    assert copy[:5] == ("-m", "pipert", "bench", "copy", "-o")
+    assert vocab[4:6] == ("--part=v_128k", "--part=gemma_2_9b")
+    assert environment["PIPERT_PEERS"].endswith("profiles/peers")
+    assert {area: len(result["figures"]) for area, result in benching.measured(place.out).items()} == {
+        "copy": 1, "vocab": 1,
+    }  # fmt: skip
+
+
 SUMMARY = {
     "step_time_ms": 500.0, "predicted_step_time_ms": 490.0, "tokens_per_second": 65_536.0, "first_loss": 5.6,
     "last_loss": 4.0, "losses": [5.6, 5.0, 4.0], "bitwise_equal": True,
