@@ -25,6 +25,7 @@ from pipert.kernels.bias_grad import add_bias_grad
 from pipert.kernels.checks import check_bound, check_main_grad, check_range, check_tokens, check_weight
 from pipert.kernels.coefficients import Coefficients, coefficients
 from pipert.kernels.loss_options import LossOptions
+from pipert.kernels.no_autocast import no_autocast
 from pipert.kernels.statistics import RowStatistics
 from pipert.kernels.vocab_shard import VocabShard
 
@@ -87,6 +88,12 @@ class OutputShard:
         self._num_sms = num_sms
         self._backend = backend_for(weight_VD)
 
+    @property
+    def device(self) -> torch.device:
+        """The weight's."""
+        return self._w_VD.device
+
+    @no_autocast
     def score(self, x_ND: torch.Tensor, targets_N: torch.Tensor, *, algorithm: int = 1) -> ScoreState:
         """S: the shard's logits, once; 1 product in Algorithm 1, 2 in Algorithm 2.
 
@@ -123,6 +130,7 @@ class OutputShard:
         x_ND, local_N = self._tokens(x_ND, targets_N)
         return ScoreState(x_ND, local_N, targets_N != self.options.ignore_index, exp_NV, None, statistics)
 
+    @no_autocast
     def statistics(self, x_ND: torch.Tensor, targets_N: torch.Tensor, *, entropy: bool = False) -> RowStatistics:
         """Forward only: the statistics without ``E'``; arguments and errors as for :meth:`score`.
 
@@ -166,6 +174,7 @@ class OutputShard:
         loss_N = torch.where(outside_N, torch.nan, loss_N)
         return torch.where(targets_N == ignore, 0, loss_N)
 
+    @no_autocast
     def input_grad(self, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor) -> torch.Tensor:
         """Return this shard's part of dX [N, D], to be summed over all shards.
 
@@ -187,6 +196,7 @@ class OutputShard:
             grad_ND.addr_(late.q_N, self._sum_rows(), alpha=-1)
         return grad_ND
 
+    @no_autocast
     def add_weight_grad(
         self,
         state: ScoreState,
@@ -217,6 +227,7 @@ class OutputShard:
         if bias_grad_V is not None:
             self.add_bias_grad(state, all_shards, loss_grad_N, bias_grad_V)
 
+    @no_autocast
     def add_bias_grad(
         self, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor, bias_grad_V: torch.Tensor
     ) -> None:
