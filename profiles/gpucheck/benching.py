@@ -16,8 +16,8 @@ PEERS = (
     "beside_torch", "beside_liger", "beside_liger_tuned", "beside_cut_cross_entropy",
     "beside_cut_cross_entropy_filtered", "beside_megatron_core", "beside_quack", "beside_torch_linear_cross_entropy",
 )  # fmt: skip
-PARTS = {"vocab": ("v_128k", "gemma_2_9b", *PEERS)}
-"""Of the areas that would take too long as a whole; the most important ones first."""
+PARTS = {"vocab": ("v_128k", *PEERS)}
+"""Of the areas that would take too long as a whole."""
 MAY_LACK = ("ipc_two_processes_mps", *PEERS[1:])
 """Parts that a machine may not allow, or whose package it does not have; then the other figures stand without them."""
 WHEELS = ROOT / "profiles" / "peers"

@@ -68,6 +68,56 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(beside, "BESIDE_PEERS", (Shape(SMALL, 1, 32, barred=True), Shape(CAPPED, 1, 24)))
 
 
+class FakeDevice:
+    """A CUDA device that keeps a list of what happens to it, and whose clock shows how much that is."""
+
+    def __init__(self):
+        self.log = []
+        self.cuda = self
+        self.held, self.most = 100, 100
+
+    def ones(self, size, device):
+        return types.SimpleNamespace(mul_=lambda factor: self.log.append(f"evict {4 * size}"))
+
+    def Event(self, enable_timing):
+        event = types.SimpleNamespace(at=None, synchronize=lambda: self.log.append("wait"))
+        event.record = lambda: (setattr(event, "at", len(self.log)), self.log.append("record"))
+        event.elapsed_time = lambda end: float(end.at - event.at)
+        return event
+
+    def synchronize(self):
+        self.log.append("idle")
+
+    def hold(self, num_bytes):
+        self.held += num_bytes
+        self.most = max(self.most, self.held)
+
+    def reset_peak_memory_stats(self):
+        self.most = self.held
+
+    def max_memory_allocated(self):
+        return self.most
+
+    def memory_allocated(self):
+        return self.held
+
+
+def test_works_take_turns_with_cold_caches(monkeypatch):
+    device = FakeDevice()
+    monkeypatch.setattr(rounds, "torch", device)
+    times = rounds.in_turns({"a": lambda: device.log.append("a"), "b": lambda: device.log.extend("bb")}, 2)
+    assert times == {"a": [2.0, 2.0], "b": [3.0, 3.0]}
+    a, b = (["idle", f"evict {1 << 30}", "record", *work, "record", "wait"] for work in ("a", "bb"))
+    assert device.log == [*a, *b] * 3  # the first round does not count
+
+
+def test_extra_memory_is_what_goes_again(monkeypatch):
+    device = FakeDevice()
+    device.most = 10_000  # of something before
+    monkeypatch.setattr(rounds, "torch", device)
+    assert rounds.extra_bytes(lambda: (device.hold(50), device.hold(-30))) == 30
+
+
 def test_shapes_are_those_of_the_issue():
     one, eighth = SHAPES["v_128k"]
     assert (one.num_tokens, one.layer.hidden_size, one.shard.size, one.num_shards) == (8192, 4096, 131072, 1)

@@ -168,7 +168,9 @@ def test_areas_are_measured_in_their_parts_and_kept_together(place, monkeypatch)
         commands.append((arguments, env))
         area, file = arguments[3], arguments[-1]
         if area == "vocab":  # it was interrupted
-            file.write_text(json.dumps({"figures": [figure(area, "ms", 1.0)], "failed": {"gemma_2_9b": "interrupted"}}))
+            file.write_text(
+                json.dumps({"figures": [figure(area, "ms", 1.0)], "failed": {"beside_quack": "interrupted"}})
+            )
             return done("", status=1)
         file.write_text(json.dumps({"figures": [figure(area, "ms", 1.0)]}))
         return done("")
@@ -177,11 +179,11 @@ def test_areas_are_measured_in_their_parts_and_kept_together(place, monkeypatch)
     monkeypatch.setattr(Place, "python", lambda place, *arguments, **options: python(*arguments, **options))
     rows = benching.bench(place)
     assert [(row.name, row.passed) for row in rows] == [
-        ("bench copy", True), ("bench vocab", True), ("  vocab: gemma 2 9b", False),
+        ("bench copy", True), ("bench vocab", True), ("  vocab: beside quack", False),
     ]  # fmt: skip
     (copy, _), (vocab, environment) = commands
     assert copy[:5] == ("-m", "pipert", "bench", "copy", "-o")
-    assert vocab[4:6] == ("--part=v_128k", "--part=gemma_2_9b")
+    assert vocab[4:6] == ("--part=v_128k", "--part=beside_torch")
     assert environment["PIPERT_PEERS"].endswith("profiles/peers")
     assert {area: len(result["figures"]) for area, result in benching.measured(place.out).items()} == {
         "copy": 1, "vocab": 1,
