@@ -107,7 +107,7 @@ def test_works_take_turns_with_cold_caches(monkeypatch):
     monkeypatch.setattr(rounds, "torch", device)
     times = rounds.in_turns({"a": lambda: device.log.append("a"), "b": lambda: device.log.extend("bb")}, 2)
     assert times == {"a": [2.0, 2.0], "b": [3.0, 3.0]}
-    a, b = (["idle", f"evict {1 << 30}", "record", *work, "record", "wait"] for work in ("a", "bb"))
+    a, b = (["idle", *[f"evict {1 << 30}"] * 4, "record", *work, "record", "wait"] for work in ("a", "bb"))
     assert device.log == [*a, *b] * 3  # the first round does not count
 
 
