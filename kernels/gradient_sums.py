@@ -33,9 +33,10 @@ class GradientSums:
         main_grad_VD: torch.Tensor | None = None,
         bias_main_grad_V: torch.Tensor | None = None,
     ) -> None:
-        self._nothing = x_ND.new_empty(0, dtype=accumulation_dtype(x_ND.dtype))
-        dtype = self._nothing.dtype
-        self.dx_ND = torch.empty_like(x_ND, dtype=dtype) if wanted[0] else None
+        self._x_ND = x_ND
+        dtype = accumulation_dtype(x_ND.dtype)
+        self._wants_dx = wanted[0]
+        self.dx_ND: torch.Tensor | None = None
         self.dw_VD = self.db_V = None
         if wanted[1]:
             self.dw_VD = torch.zeros_like(w_VD, dtype=dtype) if main_grad_VD is None else main_grad_VD
@@ -46,14 +47,27 @@ class GradientSums:
         self, rows: slice, layer: OutputShard, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor
     ) -> None:
         """Add the gradients from these rows of x, whose state, statistics and gradient of losses are given."""
-        if self.dx_ND is not None:
-            self.dx_ND[rows] = layer.input_grad(state, all_shards, loss_grad_N)
+        late = layer.coefficients(state, all_shards, loss_grad_N)
+        if self._wants_dx:
+            self._put(rows, layer.input_grad(state, all_shards, loss_grad_N, late=late))
         if self.dw_VD is not None:
-            layer.add_weight_grad(state, all_shards, loss_grad_N, self.dw_VD, self.db_V)
+            layer.add_weight_grad(state, all_shards, loss_grad_N, self.dw_VD, self.db_V, late=late)
         elif self.db_V is not None:
-            layer.add_bias_grad(state, all_shards, loss_grad_N, self.db_V)
+            layer.add_bias_grad(state, late, self.db_V)
+
+    def _put(self, rows: slice, grad_nD: torch.Tensor) -> None:
+        if len(grad_nD) == len(self._x_ND):
+            self.dx_ND = grad_nD
+            return
+        if self.dx_ND is None:
+            self.dx_ND = torch.empty_like(self._x_ND, dtype=grad_nD.dtype)
+        self.dx_ND[rows] = grad_nD
 
     def all_or_empty(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the three, an empty tensor in the place of None."""
-        dx_ND, dw_VD, db_V = (self._nothing if t is None else t for t in (self.dx_ND, self.dw_VD, self.db_V))
-        return dx_ND, dw_VD, db_V
+        dx_ND = self._or_empty(self.dx_ND)
+        dx_ND = dx_ND.view_as(self._x_ND) if self._wants_dx else dx_ND
+        return dx_ND, self._or_empty(self.dw_VD), self._or_empty(self.db_V)
+
+    def _or_empty(self, sums: torch.Tensor | None) -> torch.Tensor:
+        return self._x_ND.new_empty(0, dtype=accumulation_dtype(self._x_ND.dtype)) if sums is None else sums

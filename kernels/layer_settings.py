@@ -72,7 +72,7 @@ class LayerSettings:
     def gather(self, own: RowStatistics, *, weighted_extra: bool = False) -> RowStatistics:
         """Combine the statistics of all shards: one all-gather."""
         if self.group is None:
-            return combine(own.packed_KN[None], weighted_extra=weighted_extra)
+            return RowStatistics(own.packed_KN.clone())
         parts_pKN = own.packed_KN.new_empty(self.shard.num_shards, *own.packed_KN.shape)
         dist.all_gather_into_tensor(parts_pKN.flatten(0, 1), own.packed_KN.contiguous(), group=_group(self.group))
         return combine(parts_pKN, weighted_extra=weighted_extra)

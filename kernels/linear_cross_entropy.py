@@ -190,7 +190,7 @@ def loss(
     x_ND, weight, targets_N = _flat(x, weight, targets, bias, settings)
     factors_N = _factors(targets_N, token_weights, targets.shape, settings, accumulation_dtype(x.dtype))
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, weight, bias)]
-    if any(wanted) and reduction != "none" and settings.max_workspace_bytes is not None:
+    if any(wanted) and reduction != "none" and settings.max_workspace_bytes is not None and len(x_ND) > 0:
         if reduction == "mean":
             factors_N = factors_N / factors_N.sum()
         total, *_ = vocab_sum_and_grads(

@@ -174,8 +174,25 @@ class OutputShard:
         loss_N = torch.where(outside_N, torch.nan, loss_N)
         return torch.where(targets_N == ignore, 0, loss_N)
 
+    def coefficients(self, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor) -> Coefficients:
+        """Return what both gradients are scaled by; arguments as for :meth:`input_grad`."""
+        return coefficients(
+            state.statistics.reference_N,
+            all_shards,
+            torch.where(state.kept_N, loss_grad_N, 0).to(state.statistics.packed_KN.dtype),
+            self.options,
+            vocab_size=self.shard.vocab_size,
+        )
+
     @no_autocast
-    def input_grad(self, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor) -> torch.Tensor:
+    def input_grad(
+        self,
+        state: ScoreState,
+        all_shards: RowStatistics,
+        loss_grad_N: torch.Tensor,
+        *,
+        late: Coefficients | None = None,
+    ) -> torch.Tensor:
         """Return this shard's part of dX [N, D], to be summed over all shards.
 
         One product in Algorithm 1. In Algorithm 2 it is elementwise, and made in place of ``state.product_ND``: call it
@@ -186,8 +203,9 @@ class OutputShard:
             all_shards: the combined statistics.
             loss_grad_N: the gradient of each token's loss, with its weight and all scales, which may be known only now;
                 [N], or one number for all. That of an ignored token does not matter.
+            late: what :meth:`coefficients` makes of them, if it is there already.
         """
-        late = self._coefficients(state, all_shards, loss_grad_N)
+        late = late or self.coefficients(state, all_shards, loss_grad_N)
         product_ND = state.product_ND
         if product_ND is None:
             product_ND = self._backend.product(state.exp_NV, self._w_VD, num_sms=self._num_sms)
@@ -204,6 +222,8 @@ class OutputShard:
         loss_grad_N: torch.Tensor,
         main_grad_VD: torch.Tensor,
         bias_grad_V: torch.Tensor | None = None,
+        *,
+        late: Coefficients | None = None,
     ) -> None:
         """T: add the weight's gradient to ``main_grad_VD``, and the bias's to ``bias_grad_V``; one product.
 
@@ -213,26 +233,24 @@ class OutputShard:
             loss_grad_N: as for :meth:`input_grad`.
             main_grad_VD: ``[V, D]`` in fp32 (fp64 for fp64), contiguous.
             bias_grad_V: ``[V]``, the same dtype; a pass over ``E'``.
+            late: as for :meth:`input_grad`.
 
         Raises:
             ConfigError: a sum of another size, dtype or device.
         """
         check_main_grad(main_grad_VD, self._w_VD, "weight")
-        late = self._coefficients(state, all_shards, loss_grad_N)
+        late = late or self.coefficients(state, all_shards, loss_grad_N)
         self._backend.add_weight_grad(
             main_grad_VD, state.exp_NV, state.x_ND, state.local_N, late.a_N, late.b_N, num_sms=self._num_sms
         )
         if late.q_N is not None:
             main_grad_VD[: self.shard.num_real] -= late.q_N @ state.x_ND.to(late.q_N.dtype)
         if bias_grad_V is not None:
-            self.add_bias_grad(state, all_shards, loss_grad_N, bias_grad_V)
+            self.add_bias_grad(state, late, bias_grad_V)
 
     @no_autocast
-    def add_bias_grad(
-        self, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor, bias_grad_V: torch.Tensor
-    ) -> None:
-        """Do the bias's part of :meth:`add_weight_grad` alone."""
-        late = self._coefficients(state, all_shards, loss_grad_N)
+    def add_bias_grad(self, state: ScoreState, late: Coefficients, bias_grad_V: torch.Tensor) -> None:
+        """Do the bias's part of :meth:`add_weight_grad` alone, with what :meth:`coefficients` returned."""
         add_bias_grad(bias_grad_V, state.exp_NV, state.local_N, late, self.shard.num_real)
 
     def _tokens(self, x_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -243,15 +261,6 @@ class OutputShard:
         # An ignored target may be a row of the vocabulary.
         local_N = torch.where(targets_N == self.options.ignore_index, -1, self.shard.local(targets_N.long()))
         return x_ND.detach().contiguous(), local_N.contiguous()
-
-    def _coefficients(self, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor) -> Coefficients:
-        return coefficients(
-            state.statistics.reference_N,
-            all_shards,
-            torch.where(state.kept_N, loss_grad_N, 0).to(state.statistics.packed_KN.dtype),
-            self.options,
-            vocab_size=self.shard.vocab_size,
-        )
 
     def _sum_rows(self) -> torch.Tensor:
         """Return the sum of the real rows of the weight [D]."""
