@@ -56,7 +56,7 @@ STEPS = {
     "tests": Step(run_tests, 190, 90),
     "training": Step(train, 130, 70),
     "benchmarks": Step(benching.bench, 280, 140),
-    "sanitizer": Step(sanitize, 90, 40),
+    "sanitizer": Step(sanitize, 120, 50),
     "pictures": Step(pictures, 30, 10),
 }
 PARTS = {

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import gpu_check
@@ -125,18 +126,24 @@ def test_rows_of_a_test_run():
 @pytest.mark.parametrize(
     ("tool", "found", "passed", "count"),
     [
-        ("memcheck", done("two steps done\n========= ERROR SUMMARY: 0 errors"), True, 0),
-        ("memcheck", done("two steps done\n========= ERROR SUMMARY: 3 errors", status=1), False, 3),
+        ("memcheck", done("ran to its end\n========= ERROR SUMMARY: 0 errors"), True, 0),
+        ("memcheck", done("ran to its end\n========= ERROR SUMMARY: 3 errors", status=1), False, 3),
         ("memcheck", done("Traceback\n========= ERROR SUMMARY: 0 errors", status=1), False, 0),
-        ("racecheck", done("two steps done\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors)"), True, 0),
+        ("racecheck", done("ran to its end\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors)"), True, 0),
         ("racecheck", done("this device is not supported", status=1), False, None),
-        ("racecheck", done("two steps done", timed_out=True), False, None),
+        ("racecheck", done("ran to its end", timed_out=True), False, None),
     ],
 )
 def test_verdict_of_the_sanitizer(tool, found, passed, count):
     verdict, detail, errors = sanitizing.judge(tool, found)
     assert (verdict, errors) == (passed, count)
     assert detail
+
+
+def test_what_the_sanitizer_watches_is_there():
+    targets = {target for _, target, _ in sanitizing.RUNS}
+    assert all(Path(sanitizing.__file__).with_name(target).exists() for target in targets)
+    assert all("ran to its end" in Path(sanitizing.__file__).with_name(target).read_text() for target in targets)
 
 
 def test_rows_of_a_benchmark():
