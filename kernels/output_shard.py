@@ -58,7 +58,8 @@ class OutputShard:
     fp32 (fp64 for fp64 inputs), and bitwise repeatable.
 
     Args:
-        weight_VD: ``[shard.size, D]``. Its padded rows must be finite; they take no part, and get no gradient.
+        weight_VD: ``[shard.size, D]``, read anew in every pass. Its padded rows must be finite; they take no part, and
+            get no gradient.
         shard: which rows of the vocabulary these are.
         options: what the loss has beside the plain cross entropy.
         bias: ``[shard.size]``.
@@ -82,8 +83,8 @@ class OutputShard:
         check_bound(max_workspace_bytes, num_sms)
         self.shard = shard
         self.options = options
-        self._w_VD = weight_VD.detach().contiguous()
-        self._bias_V = None if bias is None else bias.detach().contiguous()
+        self._weight_VD = weight_VD
+        self._bias = bias
         self._max_workspace_bytes = max_workspace_bytes
         self._num_sms = num_sms
         self._backend = backend_for(weight_VD)
@@ -91,7 +92,16 @@ class OutputShard:
     @property
     def device(self) -> torch.device:
         """The weight's."""
-        return self._w_VD.device
+        return self._weight_VD.device
+
+    @property
+    def _w_VD(self) -> torch.Tensor:
+        """The weight as it is now: an optimizer may have changed it."""
+        return self._weight_VD.detach().contiguous()
+
+    @property
+    def _bias_V(self) -> torch.Tensor | None:
+        return None if self._bias is None else self._bias.detach().contiguous()
 
     @no_autocast
     def score(self, x_ND: torch.Tensor, targets_N: torch.Tensor, *, algorithm: int = 1) -> ScoreState:
@@ -238,7 +248,7 @@ class OutputShard:
         Raises:
             ConfigError: a sum of another size, dtype or device.
         """
-        check_main_grad(main_grad_VD, self._w_VD, "weight")
+        check_main_grad(main_grad_VD, self._weight_VD, "weight")
         late = late or self.coefficients(state, all_shards, loss_grad_N)
         self._backend.add_weight_grad(
             main_grad_VD, state.exp_NV, state.x_ND, state.local_N, late.a_N, late.b_N, num_sms=self._num_sms
@@ -255,8 +265,8 @@ class OutputShard:
 
     def _tokens(self, x_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if x_ND.dim() != 2:
-            raise ConfigError(f"x must be [tokens, {self._w_VD.shape[1]}], not {list(x_ND.shape)}")
-        check_tokens(x_ND, self._w_VD, targets_N)
+            raise ConfigError(f"x must be [tokens, {self._weight_VD.shape[1]}], not {list(x_ND.shape)}")
+        check_tokens(x_ND, self._weight_VD, targets_N)
         check_range(targets_N, self.shard.vocab_size, self.options.ignore_index)
         # An ignored target may be a row of the vocabulary.
         local_N = torch.where(targets_N == self.options.ignore_index, -1, self.shard.local(targets_N.long()))
@@ -264,7 +274,7 @@ class OutputShard:
 
     def _sum_rows(self) -> torch.Tensor:
         """Return the sum of the real rows of the weight [D]."""
-        return self._w_VD[: self.shard.num_real].sum(0, dtype=accumulation_dtype(self._w_VD.dtype))
+        return self._w_VD[: self.shard.num_real].sum(0, dtype=accumulation_dtype(self._weight_VD.dtype))
 
     def _sum_logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return ``Σ z`` [N] over the real columns: without a cap, linear in x."""
