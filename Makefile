@@ -52,12 +52,16 @@ bars: $(INSTALLED)  ## the tests that draw samples, with all of them: minutes
 bench: $(INSTALLED)  ## the benchmarks, beside torch.distributed.pipelining
 	python -m pytest tests/bench/bench_*.py --benchmark-only --benchmark-columns=median,rounds -s $(PYTEST_ARGS)
 
-lint: $(INSTALLED)  ## format, lint and types, of Python and C++
+lint: $(INSTALLED) pipert/kernels  ## format, lint and types, of Python and C++
 	ruff format --check .
 	ruff check .
 	clang-format --dry-run -Werror $(CXX_FILES)
 	mypy
 	python -m mypy.stubtest pipert._core --allowlist csrc/bindings/stubtest_allowlist.txt
+
+# mypy names a module by its path alone, and knows nothing of setup.py's package_dir.
+pipert/kernels:
+	ln -s ../kernels $@
 
 format: $(READY)  ## rewrite the sources as `make lint` wants them
 	ruff format .

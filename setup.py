@@ -53,7 +53,8 @@ KERNELS = [f"pipert.{name}" for name in find_packages(include=["kernels", "kerne
 
 setup(
     version=VERSION,
-    packages=find_packages(include=["pipert", "pipert.*"]) + KERNELS,
+    # Where `make lint` has run, pipert/kernels is a link to kernels/.
+    packages=find_packages(include=["pipert", "pipert.*"], exclude=["pipert.kernels", "pipert.kernels.*"]) + KERNELS,
     package_dir={"pipert.kernels": "kernels"},
     ext_modules=[Extension("pipert._core", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

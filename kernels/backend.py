@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+
 from pipert.kernels.statistics import RowStatistics
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.statistics import RowStatistics
 
@@ -58,7 +59,8 @@ def coefficients(
     if logprob_grad_N is not None:
         u_N, t_N = u_N - logprob_grad_N, t_N - logprob_grad_N
     z_N = all_shards.target_N
-    b_N = u_N * (z_N - lse_N).exp() - t_N
+    # An ignored token has no target logit, but 0 in its place: without the bound, exp could be infinite.
+    b_N = u_N * (z_N - lse_N).clamp(max=0).exp() - t_N
     if options.soft_cap is not None:
         b_N = b_N * (1 - (z_N / options.soft_cap) ** 2)
     alpha_N = torch.where(own_reference_N == -torch.inf, 0, (own_reference_N - lse_N).exp())
