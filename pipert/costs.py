@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipert.errors import ConfigError
-from pipert.ops import OpKind
+from pipert.ops import OpKind, Scope
 
 if TYPE_CHECKING:
     from pipert.ir import Op, Program
@@ -104,6 +104,52 @@ class StageCosts:
         return dataclasses.replace(self, **{name: value * share for name, value in values.items() if value is not None})
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class VocabCosts:
+    """The cost of one microbatch's passes over the vocabulary, which all ranks share evenly: of any one rank's share.
+
+    The meetings of all ranks take their times beside the compute ops.
+
+    Attributes:
+        S: time of the logits and their statistics; in Algorithm 2 of the products of the input gradient, too.
+        T: time of the weight gradient; in Algorithm 1 of the input gradient's product, too.
+        embed: time of looking up the tokens of the rank's shard.
+        embed_w: time of the gradient of the rank's shard of the embedding.
+        vembed: time of summing the looked-up parts at stage 0.
+        vbcast: time of sending the last stage's output to all ranks.
+        vstats: time of gathering the statistics.
+        vgrad: time of summing the input gradient at the last stage.
+        vembed_grad: time of sending the gradient of stage 0's input to all ranks.
+        act_s: what a rank holds from the start of S to the end of T, in the unit of `StageCosts.act`.
+
+    Raises:
+        ConfigError: a value is negative or not finite.
+    """
+
+    S: float = 1.0
+    T: float = 1.0
+    embed: float = 0.0
+    embed_w: float = 0.0
+    vembed: float = 0.0
+    vbcast: float = 0.0
+    vstats: float = 0.0
+    vgrad: float = 0.0
+    vembed_grad: float = 0.0
+    act_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in VOCAB_NAMES:
+            check_size(name, getattr(self, name))
+
+    def time_of(self, kind: OpKind) -> float:
+        """Return the time of one op on a rank of speed 1; 0 for kinds that are not about the vocabulary."""
+        is_ours = kind.scope in (Scope.SHARD, Scope.MEETING)
+        return float(getattr(self, kind.text if kind.text in VOCAB_NAMES else kind.text.lower())) if is_ours else 0.0
+
+
+VOCAB_NAMES = tuple(field.name for field in dataclasses.fields(VocabCosts))
+"""The fields of `VocabCosts`."""
+
 SIZE_NAMES = tuple(field.name for field in dataclasses.fields(StageCosts) if field.name != "microbatch_scale")
 """The fields of `StageCosts` that are one number."""
 
@@ -150,6 +196,8 @@ class Costs:
         overlap: an overlapped pair takes this times the sum of its two parts.
         recut: whether plans may have another number of stages: the model is then cut anew into pieces of the same
             length, as if the costs of each stage were spread evenly over it.
+        vocab: of the passes over the vocabulary; ``None`` where they are not known. Plans that have such passes need
+            them.
 
     Raises:
         ConfigError: a value is negative, not finite, or missing; the message names it.
@@ -165,6 +213,7 @@ class Costs:
     rank_speed: tuple[float, ...] = ()
     overlap: float = 1.0
     recut: bool = False
+    vocab: VocabCosts | None = None
 
     def __post_init__(self) -> None:
         check_size("p2p", self.p2p)
@@ -208,6 +257,7 @@ class Costs:
         links: Mapping[tuple[int, int], Link] | None = None,
         rank_speed: Sequence[float] = (),
         overlap: float = 1.0,
+        vocab: VocabCosts | None = None,
     ) -> Costs:
         """Costs of a rank's whole share of one microbatch, spread evenly over the stages that stand on it.
 
@@ -230,7 +280,7 @@ class Costs:
             microbatch_scale=tuple(microbatch_scale),
         )
         transfers = (p2p, bandwidth, message_bytes, host_cores, links or {})
-        return cls((share,), True, *transfers, tuple(rank_speed), overlap)
+        return cls((share,), True, *transfers, tuple(rank_speed), overlap, vocab=vocab)
 
     @classmethod
     def per_stage(
@@ -244,10 +294,11 @@ class Costs:
         links: Mapping[tuple[int, int], Link] | None = None,
         rank_speed: Sequence[float] = (),
         overlap: float = 1.0,
+        vocab: VocabCosts | None = None,
     ) -> Costs:
         """Costs stage by stage; ``stages[s]`` is stage ``s``."""
         transfers = (p2p, bandwidth, message_bytes, host_cores, links or {})
-        return cls(tuple(stages), False, *transfers, tuple(rank_speed), overlap)
+        return cls(tuple(stages), False, *transfers, tuple(rank_speed), overlap, vocab=vocab)
 
     @classmethod
     def parse(cls, text: str) -> Costs:
@@ -319,10 +370,12 @@ class Costs:
         """Return how long a microbatch's compute op (a pair: both of its parts) takes on ``rank``.
 
         Args:
-            op: the op.
+            op: the op, of a stage or of the rank's shard of the vocabulary.
             rank: where it runs.
             stages: what `for_plan` gave.
         """
+        if op.kind.scope is Scope.SHARD:
+            return (self.vocab or VocabCosts()).time_of(op.kind) / self.speed_of(rank)
         time = sum(
             stages[part.stage].time_of(part.kind) * stages[part.stage].scale_of(part.microbatch) for part in op.unpacked
         )

@@ -47,12 +47,13 @@ class Finish:
 
     Args:
         holders: per stage, the ranks that hold it, ascending.
-        modules: the modules of this process's stages.
+        modules: the modules of this process's stages. What belongs to no stage follows the last of them.
         rank: this process's rank; None if all ranks live in it.
         group: the ranks' process group; None if all ranks live in this process.
         tied: copies of one parameter, as (stage, name) each.
         optimizer: steps over this process's parameters; None leaves the gradients to the caller.
         clip_norm: the largest global norm; needs an optimizer.
+        counting_rank: the rank that knows the number of tokens.
 
     Raises:
         ConfigError: ``tied`` names a parameter that is not there, or twice, or one tensor twice; ``clip_norm`` is not
@@ -69,7 +70,9 @@ class Finish:
         tied: Iterable[Tie] = (),
         optimizer: Optimizer | None = None,
         clip_norm: float | None = None,
+        counting_rank: int,
     ) -> None:
+        self._counting_rank = counting_rank
         self._holders = holders
         self._modules = modules
         self._rank = rank
@@ -212,7 +215,7 @@ class Finish:
         if num_tokens is not None:
             count[0] = num_tokens
         if self._group is not None:
-            dist.broadcast(count, group=self._group, group_src=self._holders[-1][0])
+            dist.broadcast(count, group=self._group, group_src=self._counting_rank)
         return int(count)
 
     def _norms(self) -> list[Tensor]:

@@ -4,7 +4,8 @@ The C++ enum, the plan parser and the trace names are generated from this file a
 (``csrc/plan/generate_op_kinds.py``), so it imports nothing but the standard library.
 
 The texts are those of PyTorch's schedule CSV: ``2F0`` is stage 2, forward, microbatch 0; ``2UNSHARD`` is for all of
-stage 2. The ops that end a step have a rank in front: ``2OPT`` is the optimizer of rank 2.
+stage 2. The ops that end a step have a rank in front: ``2OPT`` is the optimizer of rank 2. So have those that work on
+a rank's shard of the vocabulary: ``3S0`` is rank 3, microbatch 0; all ranks together run ``VBCAST0``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,15 @@ class Scope(enum.Enum):
     """What one op is about."""
 
     MICROBATCH = "microbatch"
+    """One microbatch of a stage: ``2F0``."""
     STAGE = "stage"
+    """A stage as a whole: ``2UNSHARD``."""
     RANK = "rank"
+    """A rank as a whole: ``2OPT``."""
+    SHARD = "shard"
+    """One microbatch on a rank's shard of the vocabulary: ``3S0``."""
+    MEETING = "meeting"
+    """One microbatch, by all ranks at once: ``VBCAST0``, on each of them."""
 
 
 class OpKind(enum.Enum):
@@ -35,12 +43,16 @@ class OpKind(enum.Enum):
     Attributes:
         text: the letters that stand for this kind in an op's text.
         lane: the kind of lane that runs it.
-        scope: whether it works on one microbatch of a stage, is for a stage as a whole, or for a rank.
+        scope: what one op is about.
+        has_microbatch: whether it works on one microbatch: of a stage, of a shard, or of all ranks.
+        has_place: whether it is of one stage or rank, whose number its text begins with.
     """
 
     text: str
     lane: LaneKind
     scope: Scope
+    has_microbatch: bool
+    has_place: bool
 
     FORWARD = ("F", LaneKind.COMPUTE, Scope.MICROBATCH)
     BACKWARD = ("B", LaneKind.COMPUTE, Scope.MICROBATCH)
@@ -56,6 +68,16 @@ class OpKind(enum.Enum):
     RESHARD = ("RESHARD", LaneKind.COLLECTIVE, Scope.STAGE)
     REDUCE_GRAD = ("REDUCE_GRAD", LaneKind.COLLECTIVE, Scope.STAGE)
 
+    EMBED = ("EMBED", LaneKind.COMPUTE, Scope.SHARD)
+    EMBED_W = ("EMBED_W", LaneKind.COMPUTE, Scope.SHARD)
+    SCORE = ("S", LaneKind.COMPUTE, Scope.SHARD)
+    SCORE_W = ("T", LaneKind.COMPUTE, Scope.SHARD)
+    VEMBED = ("VEMBED", LaneKind.COLLECTIVE, Scope.MEETING)
+    VBCAST = ("VBCAST", LaneKind.COLLECTIVE, Scope.MEETING)
+    VSTATS = ("VSTATS", LaneKind.COLLECTIVE, Scope.MEETING)
+    VGRAD = ("VGRAD", LaneKind.COLLECTIVE, Scope.MEETING)
+    VEMBED_GRAD = ("VEMBED_GRAD", LaneKind.COLLECTIVE, Scope.MEETING)
+
     NORM = ("NORM", LaneKind.COMPUTE, Scope.RANK)
     OPT = ("OPT", LaneKind.COMPUTE, Scope.RANK)
     VALIDATE = ("VALIDATE", LaneKind.COMPUTE, Scope.RANK)
@@ -69,8 +91,5 @@ class OpKind(enum.Enum):
         self.text = text
         self.lane = lane
         self.scope = scope
-
-    @property
-    def has_microbatch(self) -> bool:
-        """Whether it works on one microbatch."""
-        return self.scope is Scope.MICROBATCH
+        self.has_microbatch = scope in (Scope.MICROBATCH, Scope.SHARD, Scope.MEETING)
+        self.has_place = scope is not Scope.MEETING

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipert import _core
-from pipert.costs import Costs, Link, StageCosts
+from pipert.costs import Costs, Link, StageCosts, VocabCosts
 from pipert.ops import OpKind, Scope
 from pipert.trace.report import Report, measure
 from pipert.trace.trace import Trace
@@ -21,7 +21,7 @@ from pipert.trace.trace import Trace
 if TYPE_CHECKING:
     from pipert.plan import Plan
 
-__all__ = ["Costs", "Link", "Report", "StageCosts", "simulate"]
+__all__ = ["Costs", "Link", "Report", "StageCosts", "VocabCosts", "simulate"]
 
 
 def simulate(plan: Plan, costs: Costs, *, memory_limit: float | None = None) -> Report:
@@ -44,8 +44,10 @@ def simulate(plan: Plan, costs: Costs, *, memory_limit: float | None = None) -> 
     return dataclasses.replace(report, costs=costs, memory_limit=memory_limit)
 
 
-def _times(kind: OpKind, plan: Plan, stages: Sequence[StageCosts]) -> list[float]:
+def _times(kind: OpKind, plan: Plan, stages: Sequence[StageCosts], vocab: VocabCosts) -> list[float]:
     """Give the time of a kind on each stage; on each rank, of a kind that is for ranks (and 0 beyond the last)."""
+    if kind.scope in (Scope.SHARD, Scope.MEETING):
+        return [vocab.time_of(kind)] * plan.num_stages
     if kind.scope is Scope.RANK:
         of_rank = (sum(stages[stage].time_of(kind) for stage in plan.chunks(rank)) for rank in range(plan.num_ranks))
         return list(itertools.islice(itertools.chain(of_rank, itertools.repeat(0.0)), plan.num_stages))
@@ -54,13 +56,13 @@ def _times(kind: OpKind, plan: Plan, stages: Sequence[StageCosts]) -> list[float
 
 def clock_costs(plan: Plan, costs: Costs) -> _core.ClockCosts:
     """Give the costs of a plan's ops in the form that the core takes."""
-    stages = costs.for_plan(plan)
+    stages, vocab = costs.for_plan(plan), costs.vocab or VocabCosts()
     scale: list[float] = []
     if any(stage.microbatch_scale for stage in stages):
         for stage in stages:
             scale += map(stage.scale_of, range(plan.num_microbatches))
     return _core.ClockCosts(
-        times={kind.text: _times(kind, plan, stages) for kind in OpKind},
+        times={kind.text: _times(kind, plan, stages, vocab) for kind in OpKind},
         scale=scale,
         rank_speed=costs.rank_speed,
         overlap=costs.overlap,

@@ -23,7 +23,7 @@ from pipert.ops import LaneKind
 from pipert.passes import post_validation, validate
 from pipert.plan import Plan
 from pipert.schedules import Effort, Request
-from pipert.schedules.memory import check_memory
+from pipert.activation import check_memory
 
 MAX_CSV_CHARACTERS = 1 << 29
 

@@ -77,6 +77,7 @@ class ExecutorBinding {
     return executor().post(send_op, segments_, std::as_bytes(std::span(bytes)));
   }
 
+  void check() { executor().check(); }
   std::string status() const { return executor_ ? executor_->status() : "closed\n"; }
   void abort(const std::string& reason) {
     if (executor_) executor_->abort(reason);

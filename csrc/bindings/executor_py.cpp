@@ -86,6 +86,8 @@ void bind_executor(py::module_& m) {
       .def("trace", &PyExecutor::trace,
            "Records of the last step, struct format '<IIqqq': op, lane, ready, start, end (CLOCK_MONOTONIC ns).")
       .def("status", &PyExecutor::status, "Where every lane stands, one line each. From any thread.")
+      .def("check", &PyExecutor::check,
+           "In a handler that waits by itself: raises what has failed, here or on another rank.")
       .def("abort", &PyExecutor::abort, py::arg("reason"), py::call_guard<py::gil_scoped_release>(),
            "Ends the step that runs, tells the peers, refuses every further step. From any thread.")
       .def("close", &PyExecutor::close, "Ends the lanes' threads and forgets the handlers.");

@@ -76,7 +76,7 @@ py::tuple simulate_plan(const Plan& plan, const ClockCosts& costs) {
 
 // The GIL is released while the columns are read; their buffers are held meanwhile.
 py::dict measure_columns(const Plan& plan, const py::buffer& start, const py::buffer& end, PerStage act, PerStage act_w,
-                         PerStage act_kept) {
+                         PerStage act_kept, double act_s) {
   const py::buffer_info start_info = start.request(), end_info = end.request();
   const auto start_column = as_column("start", start_info, plan.num_ops());
   const auto end_column = as_column("end", end_info, plan.num_ops());
@@ -90,7 +90,7 @@ py::dict measure_columns(const Plan& plan, const py::buffer& start, const py::bu
   Figures figures;
   {
     py::gil_scoped_release release;
-    figures = measure(plan, start_column, end_column, memory);
+    figures = measure(plan, start_column, end_column, {memory, act_s});
   }
   const auto column = [&](double RankFigures::* field) {
     py::list values;
@@ -155,8 +155,10 @@ void bind_sim(py::module_& m) {
       "explain", &explain_columns, py::arg("plan"), py::arg("start"), py::arg("end"),
       "Idle times per rank, the critical path as (op, waited before), and the slack of every op as bytes of doubles.");
   m.def("measure", &measure_columns, py::arg("plan"), py::arg("start"), py::arg("end"), py::arg("act"),
-        py::arg("act_w"), py::arg("act_kept"),
-        "The figures of a timeline, per rank; start and end are buffers of doubles, one per op.");
+        py::arg("act_w"), py::arg("act_kept"), py::arg("act_s"),
+        "The figures of a timeline, per rank; start and end are buffers of doubles, one per op; act_s is what a rank "
+        "holds "
+        "from S to T.");
 }
 
 }  // namespace pipert::bindings

@@ -141,6 +141,8 @@ void bind_stream_executor(py::module_& m) {
       .def_property_readonly("clock_uncertainty_ns", &PyStreamExecutor::clock_uncertainty_ns,
                              "How far off the last trace's times may be from the host's clock.")
       .def("status", &PyStreamExecutor::status, "Where every lane stands, one line each. From any thread.")
+      .def("check", &PyStreamExecutor::check,
+           "In a handler that waits by itself: raises what has failed, here or on another rank.")
       .def("abort", &PyStreamExecutor::abort, py::arg("reason"), py::call_guard<py::gil_scoped_release>(),
            "Ends the step that runs, tells the peers, refuses every further step. From any thread.")
       .def("close", &PyStreamExecutor::close, "Ends the lanes and forgets the handlers.");

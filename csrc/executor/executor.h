@@ -76,6 +76,10 @@ class Executor {
   std::string status() const;
   // From any thread: ends the step that runs, tells the peers, and refuses every further step.
   void abort(const std::string& reason);
+  // Throws what has failed, here or on another rank.
+  void check() const {
+    if (channels_->failure().raised()) throw_failure();
+  }
 
   bool running() const noexcept { return running_.load(std::memory_order_relaxed); }
 

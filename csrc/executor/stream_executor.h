@@ -84,6 +84,10 @@ class StreamExecutor {
   std::string status() const;
   // From any thread: ends the step that runs, tells the peers, and refuses every further step.
   void abort(const std::string& reason);
+  // Throws what has failed, here or on another rank.
+  void check() const {
+    if (channels_->host().failure().raised()) throw_failure();
+  }
 
   bool running() const noexcept { return running_.load(std::memory_order_relaxed); }
 
@@ -114,9 +118,6 @@ class StreamExecutor {
   HostWait host_wait(int32_t op, int32_t peer, ComputeHost& host);
   cuda::Address allocate(int32_t edge, uint32_t slot, size_t num_bytes);
   void drain() noexcept;
-  void check() const {
-    if (channels_->host().failure().raised()) throw_failure();
-  }
   cuda::EventView end_of(int32_t entry) const noexcept;
   int64_t host_time_of_beginning();
   TraceRecord record_of(int32_t entry, int64_t began_ns) const;

@@ -22,15 +22,14 @@ std::optional<int32_t> take_number(std::string_view& text) {
 
 std::optional<Op> parse_plain(std::string_view text) {
   const std::optional<int32_t> stage = take_number(text);
-  if (!stage) return std::nullopt;
   const size_t letters = std::min(text.find_first_of(digits), text.size());
   const std::optional<OpKind> kind = find_op_kind(text.substr(0, letters));
-  if (!kind || *kind == OpKind::OVERLAP_F_B) return std::nullopt;
+  if (!kind || *kind == OpKind::OVERLAP_F_B || stage.has_value() == is_meeting(*kind)) return std::nullopt;
   text.remove_prefix(letters);
   if (!has_microbatch(*kind)) return text.empty() ? std::optional(make_op(*kind, *stage, -1)) : std::nullopt;
   const std::optional<int32_t> microbatch = take_number(text);
   if (!microbatch || !text.empty()) return std::nullopt;
-  return make_op(*kind, *stage, *microbatch);
+  return make_op(*kind, stage.value_or(-1), *microbatch);
 }
 
 std::optional<Op> parse_pair(std::string_view text) {
@@ -57,7 +56,8 @@ std::optional<Op> parse_op(std::string_view text) {
 }
 
 std::string to_text(OpKind kind, int32_t stage, int32_t microbatch) {
-  std::string text = std::to_string(stage).append(text_of(kind));
+  std::string text = is_meeting(kind) ? "" : std::to_string(stage);
+  text += text_of(kind);
   if (has_microbatch(kind)) text += std::to_string(microbatch);
   return text;
 }

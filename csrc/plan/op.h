@@ -1,4 +1,4 @@
-// One instruction of a plan, and its text: "2F0", "3RECV_B1", "(2F3;5B1)OVERLAP_F_B", "2UNSHARD".
+// One instruction of a plan, and its text: "2F0", "3RECV_B1", "(2F3;5B1)OVERLAP_F_B", "2UNSHARD", "VBCAST0".
 #pragma once
 
 #include <array>
@@ -22,14 +22,14 @@ struct ComputePart {
 
 struct Op {
   OpKind kind;
-  int32_t stage;                     // of an overlapped pair: of its first part; of a kind for ranks: the rank
+  int32_t stage;  // of an overlapped pair: of its first part; of a kind for ranks: the rank; -1 for all ranks at once
   int32_t microbatch;                // likewise; -1 for a kind that has none
   std::array<ComputePart, 2> parts;  // a microbatch's plain compute op is its own first part; others have none
 
-  // The parts in the order in which they run: two of an overlapped pair, one of a microbatch's plain compute op, none
+  // What it does to stages, in this order: two parts of an overlapped pair, one of a plain compute op of a stage, none
   // of others.
   std::span<const ComputePart> compute_parts() const {
-    if (lane_of(kind) != LaneKind::COMPUTE || !has_microbatch(kind)) return {};
+    if (lane_of(kind) != LaneKind::COMPUTE || scope_of(kind) != Scope::MICROBATCH) return {};
     return {parts.data(), kind == OpKind::OVERLAP_F_B ? size_t{2} : size_t{1}};
   }
 };

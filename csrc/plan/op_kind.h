@@ -24,9 +24,9 @@ enum class OpKind : uint8_t {
 #undef PIPERT_LANE_KIND
 };
 
-// What one op is about: a microbatch of a stage, a stage as a whole, or a rank (which then stands in place of the
-// stage).
-enum class Scope : uint8_t { MICROBATCH, STAGE, RANK };
+// What one op is about: a microbatch of a stage, a stage as a whole, a rank (which then stands in place of the stage),
+// a microbatch on a rank's shard of the vocabulary (likewise), or a microbatch by all ranks at once.
+enum class Scope : uint8_t { MICROBATCH, STAGE, RANK, SHARD, MEETING };
 
 struct LaneKindRow {
   LaneKind kind;
@@ -61,7 +61,9 @@ constexpr std::string_view text_of(OpKind kind) { return op_kind_table[static_ca
 constexpr LaneKind lane_of(OpKind kind) { return op_kind_table[static_cast<size_t>(kind)].lane; }
 constexpr bool is_transfer(OpKind kind) { return lane_of(kind) == LaneKind::SEND || lane_of(kind) == LaneKind::RECV; }
 constexpr Scope scope_of(OpKind kind) { return op_kind_table[static_cast<size_t>(kind)].scope; }
-constexpr bool has_microbatch(OpKind kind) { return scope_of(kind) == Scope::MICROBATCH; }
+constexpr bool has_microbatch(OpKind kind) { return scope_of(kind) != Scope::STAGE && scope_of(kind) != Scope::RANK; }
+constexpr bool is_meeting(OpKind kind) { return scope_of(kind) == Scope::MEETING; }
+constexpr bool is_of_rank(OpKind kind) { return scope_of(kind) == Scope::RANK || scope_of(kind) == Scope::SHARD; }
 
 constexpr std::optional<LaneKind> find_lane_kind(std::string_view text) {
   for (const LaneKindRow& row : lane_kind_table)

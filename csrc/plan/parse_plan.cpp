@@ -192,8 +192,9 @@ void check_ops(const Plan& plan) {
       check("stage", part.stage, 0, plan.num_stages - 1);
       check("microbatch", part.microbatch, 0, plan.num_microbatches - 1);
     }
-    const bool of_rank = scope_of(plan.ops[op].kind) == Scope::RANK;
-    check(of_rank ? "rank" : "stage", plan.ops[op].stage, 0, (of_rank ? plan.num_ranks : plan.num_stages) - 1);
+    const bool of_rank = is_of_rank(plan.ops[op].kind);
+    if (!is_meeting(plan.ops[op].kind))
+      check(of_rank ? "rank" : "stage", plan.ops[op].stage, 0, (of_rank ? plan.num_ranks : plan.num_stages) - 1);
     if (has_microbatch(plan.ops[op].kind)) check("microbatch", plan.ops[op].microbatch, 0, plan.num_microbatches - 1);
     check("lane", plan.op_lane[op], 0, num_lanes - 1);
     check("slot", plan.op_slot[op], -1, num_slots - 1);

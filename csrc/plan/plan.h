@@ -1,10 +1,12 @@
 // The plan: every op of one step on every rank, in one global order, with lanes, dependencies and slots.
 //
 // A row is an op; its number is the op's id and its place in the global order. A transfer is two adjacent rows, SEND
-// and then RECV. A lane runs its ops in row order; `deps` holds what must have ended on other lanes of the same rank.
-// A plan is immutable: parse_plan makes it, verify judges it, and the simulator and the executor only read it.
+// and then RECV; a meeting of all ranks is one row of each, adjacent and in their order. A lane runs its ops in row
+// order; `deps` holds what must have ended on other lanes of the same rank. A plan is immutable: parse_plan makes it,
+// verify judges it, and the simulator and the executor only read it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -31,6 +33,12 @@ struct Slot {
   int32_t stage;  // that reads it; of gradient norms, the rank again
   Payload payload;
   bool operator==(const Slot&) const = default;
+};
+
+// Adjacent rows that start as one.
+struct Unit {
+  int32_t first;
+  int32_t count;
 };
 
 struct Plan {
@@ -67,6 +75,12 @@ struct Plan {
   int32_t partner_of(int32_t op) const {
     const LaneKind kind = lane_of(ops[op].kind);
     return kind == LaneKind::SEND ? op + 1 : kind == LaneKind::RECV ? op - 1 : -1;
+  }
+  // Both rows of a transfer, all of a meeting, or the op alone. Requires that meetings are adjacent rows.
+  Unit unit_of(int32_t op) const {
+    if (is_meeting(ops[op].kind)) return {op - rank_of(op), num_ranks};
+    if (is_transfer(ops[op].kind)) return {std::min(op, partner_of(op)), 2};
+    return {op, 1};
   }
   std::string text(int32_t op) const { return to_text(ops[op]); }
 };

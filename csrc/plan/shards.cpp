@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "plan/fault.h"
+#include "plan/waits.h"
 
 namespace pipert {
 namespace {
@@ -21,9 +22,11 @@ struct State {
   int32_t last_reduce = -1;  // the last REDUCE_GRAD
 };
 
+bool is_collective_of_stage(const Op& op) { return scope_of(op.kind) == Scope::STAGE; }
+
 class ShardCheck {
  public:
-  explicit ShardCheck(const Plan& plan) : plan_(plan) {
+  explicit ShardCheck(const Plan& plan) : plan_(plan), waits_(plan) {
     for (const std::vector<int32_t>& path : plan.paths)
       for (int32_t stage = 0; stage < plan.num_stages; ++stage) holders_.emplace_back(path[stage], stage);
     std::sort(holders_.begin(), holders_.end());
@@ -33,11 +36,8 @@ class ShardCheck {
 
   void run() {
     for (int32_t op = 0; op < plan_.num_ops(); ++op) {
-      for (const int32_t dep : plan_.deps_of(op)) {
-        int32_t& latest = waited_[{plan_.op_lane[op], plan_.op_lane[dep]}];
-        latest = std::max(latest, dep);
-      }
-      if (lane_of(plan_.ops[op].kind) == LaneKind::COLLECTIVE) take_collective(op);
+      waits_.take(op);
+      if (is_collective_of_stage(plan_.ops[op])) take_collective(op);
       for (const ComputePart& part : plan_.ops[op].compute_parts()) take_compute(op, part);
     }
     for (const auto& [place, state] : states_)
@@ -46,12 +46,6 @@ class ShardCheck {
   }
 
  private:
-  // `op`, or an earlier op of its lane, waits for `needed` or for a later op of that lane.
-  void require(int32_t op, int32_t needed, const char* why) {
-    const auto latest = waited_.find({plan_.op_lane[op], plan_.op_lane[needed]});
-    if (latest == waited_.end() || latest->second < needed) check_waits(plan_, op, needed, why);
-  }
-
   void take_collective(int32_t op) {
     const Place place{plan_.rank_of(op), plan_.ops[op].stage};
     if (!std::binary_search(holders_.begin(), holders_.end(), place))
@@ -64,12 +58,12 @@ class ShardCheck {
         break;
       case OpKind::RESHARD:
         if (state.unshard < 0) fail(plan_, op, to_text(OpKind::UNSHARD, place.second, -1) + " before it", "none");
-        if (state.last_compute > state.unshard) require(op, state.last_compute, "the last to use what it frees");
+        if (state.last_compute > state.unshard) waits_.require(op, state.last_compute, "the last to use what it frees");
         state.unshard = -1;
         break;
       default:
         if (state.last_grad <= state.last_reduce) fail(plan_, op, "a B or a W of its stage before it", "none");
-        require(op, state.last_grad, "the last to add to what it reduces");
+        waits_.require(op, state.last_grad, "the last to add to what it reduces");
         state.last_reduce = op;
     }
   }
@@ -79,7 +73,7 @@ class ShardCheck {
     State& state = states_[place];
     if (sharded_.contains(place)) {
       if (state.unshard < 0) fail(plan_, op, to_text(OpKind::UNSHARD, part.stage, -1) + " before it", "none");
-      require(op, state.unshard, "which makes its stage whole");
+      waits_.require(op, state.unshard, "which makes its stage whole");
     }
     state.last_compute = op;
     if (part.kind == OpKind::BACKWARD || part.kind == OpKind::WEIGHT_GRAD) state.last_grad = op;
@@ -89,15 +83,13 @@ class ShardCheck {
   std::vector<Place> holders_;  // sorted
   std::set<Place> sharded_;     // those with an UNSHARD
   std::map<Place, State> states_;
-  std::map<std::pair<int32_t, int32_t>, int32_t>
-      waited_;  // of two lanes, the last op of the second that the first waits for
+  Waits waits_;
 };
 
 }  // namespace
 
 void check_shards(const Plan& plan) {
-  const auto is_collective = [](const Op& op) { return lane_of(op.kind) == LaneKind::COLLECTIVE; };
-  if (std::any_of(plan.ops.begin(), plan.ops.end(), is_collective)) ShardCheck(plan).run();
+  if (std::any_of(plan.ops.begin(), plan.ops.end(), is_collective_of_stage)) ShardCheck(plan).run();
 }
 
 }  // namespace pipert

@@ -1,7 +1,7 @@
 // The judge of plans. Its proof that a plan cannot deadlock: the rows are one order of all ops in which every op comes
-// after what it waits for, and a transfer is one step of both its ranks (two adjacent rows). Whatever runs each rank's
-// rows in this order, on any number of queues, always has a next op that can run. The rest of the checks say that what
-// an op reads is there by then, by explicit dependencies and not by the luck of the order.
+// after what it waits for, and a transfer is one step of both its ranks, a meeting one of all (adjacent rows). Whatever
+// runs each rank's rows in this order, on any number of queues, always has a next op that can run. The rest of the
+// checks say that what an op reads is there by then, by explicit dependencies and not by the luck of the order.
 #include <algorithm>
 #include <functional>
 #include <queue>
@@ -13,6 +13,7 @@
 #include "plan/plan.h"
 #include "plan/post_validation.h"
 #include "plan/shards.h"
+#include "plan/vocabulary.h"
 #include "plan/wait_cycle.h"
 #include "plan/work_table.h"
 
@@ -51,8 +52,9 @@ Lane expected_lane_of_rank(const Plan& plan, int32_t op) {
 Lane expected_lane(const Plan& plan, int32_t op) {
   const Op& the_op = plan.ops[op];
   const LaneKind kind = lane_of(the_op.kind);
-  if (scope_of(the_op.kind) == Scope::STAGE) return {plan.rank_of(op), kind, -1};  // of any rank that holds its stage
-  if (scope_of(the_op.kind) == Scope::RANK) return expected_lane_of_rank(plan, op);
+  const bool any_rank = scope_of(the_op.kind) == Scope::STAGE || is_meeting(the_op.kind);  // that holds its stage
+  if (any_rank) return {plan.rank_of(op), kind, -1};
+  if (is_of_rank(the_op.kind)) return expected_lane_of_rank(plan, op);
   const int32_t rank = plan.rank_of(the_op.stage, the_op.microbatch);
   if (!is_transfer(the_op.kind)) return {rank, kind, -1};
   const int32_t other = other_stage(the_op);
@@ -286,6 +288,7 @@ void verify(const Plan& plan) {
   }
   check_slots(plan, table);
   check_shards(plan);
+  check_vocabulary(plan, table);
 }
 
 }  // namespace pipert

@@ -1,6 +1,9 @@
 #include "plan/wait_cycle.h"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -10,11 +13,27 @@ namespace {
 
 constexpr int32_t none = -1;
 
-// The plan on queues that each run their ops in row order, where both ends of a transfer run at once.
+// The rows that run at the same time as each row: the other end of a transfer, the other ranks' ops of a meeting.
+std::vector<std::vector<int32_t>> partners(const Plan& plan) {
+  std::vector<std::vector<int32_t>> result(plan.num_ops());
+  std::map<std::pair<OpKind, int32_t>, std::vector<int32_t>> meetings;
+  for (int32_t op = 0; op < plan.num_ops(); ++op) {
+    if (const int32_t partner = plan.partner_of(op); partner != none) result[op].push_back(partner);
+    if (is_meeting(plan.ops[op].kind)) meetings[{plan.ops[op].kind, plan.ops[op].microbatch}].push_back(op);
+  }
+  for (const auto& [_, rows] : meetings)
+    for (const int32_t op : rows)
+      std::copy_if(rows.begin(), rows.end(), std::back_inserter(result[op]),
+                   [&](int32_t other) { return other != op; });
+  return result;
+}
+
+// The plan on queues that each run their ops in row order, where both ends of a transfer, and a meeting, run at once.
 class Queues {
  public:
   Queues(const Plan& plan, std::vector<int32_t> queue_of, size_t num_queues)
       : plan_(plan),
+        partners_(partners(plan)),
         queue_of_(std::move(queue_of)),
         ops_(num_queues),
         position_(num_queues, 0),
@@ -66,22 +85,22 @@ class Queues {
     return position_[queue] < ops_[queue].size() ? ops_[queue][position_[queue]] : none;
   }
 
-  // What keeps an op that has not run: an earlier one of its queue, a dependency, or the other end of its transfer.
+  // What keeps an op that has not run: an earlier one of its queue, a dependency, or one that must run with it.
   int32_t waits_for(int32_t op) const {
     const int32_t first = head(queue_of_[op]);
     if (op != first) return first;
     for (const int32_t dep : plan_.deps_of(op))
       if (!done_[dep]) return dep;
-    return plan_.partner_of(op);
+    return *std::find_if(partners_[op].begin(), partners_[op].end(), [&](int32_t other) { return !ready_[other]; });
   }
 
   void advance(int32_t queue) {
     for (int32_t op = head(queue); op != none; op = head(queue)) {
       if (!dependencies_done(queue, op)) return;
-      const int32_t partner = plan_.partner_of(op);
-      if (partner != none) {
-        ready_[op] = true;
+      ready_[op] = true;
+      for (const int32_t partner : partners_[op])
         if (!ready_[partner]) return;
+      for (const int32_t partner : partners_[op]) {
         finish(partner);
         runnable_.push_back(queue_of_[partner]);
       }
@@ -109,14 +128,15 @@ class Queues {
   }
 
   const Plan& plan_;
-  std::vector<int32_t> queue_of_;          // per op
-  std::vector<std::vector<int32_t>> ops_;  // this and the next three: per queue
+  std::vector<std::vector<int32_t>> partners_;  // per op
+  std::vector<int32_t> queue_of_;               // per op
+  std::vector<std::vector<int32_t>> ops_;       // this and the next three: per queue
   std::vector<size_t> position_;
   std::vector<size_t> dep_position_;   // how many dependencies of its head are known to be done
   std::vector<int32_t> next_waiter_;   // the next queue that waits for the same op
   std::vector<int32_t> first_waiter_;  // per op, a queue whose head waits for it
   std::vector<bool> done_;             // per op
-  std::vector<bool> ready_;            // per op: a transfer's end that waits for its other end only
+  std::vector<bool> ready_;            // per op: that it waits for nothing, or only for those that run with it
   std::vector<int32_t> runnable_;      // queues to look at
 };
 

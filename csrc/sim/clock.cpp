@@ -12,7 +12,7 @@ namespace pipert {
 namespace {
 
 // Enough cores for every rank. Dependencies point to smaller rows, so one pass over the rows meets every end before
-// it is needed; a SEND's row is followed by its RECV's.
+// it is needed; a SEND's row is followed by its RECV's, a meeting's rows by each other.
 Timeline run_in_row_order(const Plan& plan, const OpTimes& times) {
   const int32_t num_ops = plan.num_ops();
   Timeline timeline{std::vector<double>(num_ops), std::vector<double>(num_ops)};
@@ -22,6 +22,18 @@ Timeline run_in_row_order(const Plan& plan, const OpTimes& times) {
     return time;
   };
   for (int32_t op = 0; op < num_ops; ++op) {
+    if (is_meeting(plan.ops[op].kind)) {
+      const Unit unit = plan.unit_of(op);
+      double start = 0;
+      for (int32_t row = op; row < op + unit.count; ++row)
+        start = std::max(start, latest_dep(row, lane_free[plan.op_lane[row]]));
+      for (int32_t row = op; row < op + unit.count; ++row) {
+        timeline.start[row] = start;
+        timeline.end[row] = lane_free[plan.op_lane[row]] = start + times.local(op);
+      }
+      op += unit.count - 1;
+      continue;
+    }
     double& free_at = lane_free[plan.op_lane[op]];
     const double ready = latest_dep(op, free_at);
     if (plan.lane_of_op(op).kind != LaneKind::SEND) {
@@ -58,7 +70,7 @@ class SharedCores {
 
   Timeline run() {
     for (int32_t op = 0; op < plan_.num_ops(); ++op) {
-      if (!is_recv(op) && waits_for_[op] == 0) ready_.push_back(op);
+      if (starts_with(op) == op && waits_for_[op] == 0) ready_.push_back(op);
     }
     int32_t num_ended = 0;
     for (start_ready(); !running_.empty() || !in_flight_.empty(); start_ready()) {
@@ -94,8 +106,8 @@ class SharedCores {
   bool is_compute(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::COMPUTE; }
   bool is_send(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::SEND; }
   bool is_recv(int32_t op) const { return plan_.lane_of_op(op).kind == LaneKind::RECV; }
-  // A transfer starts as one, and then counts as its SEND.
-  int32_t starts_with(int32_t op) const { return is_recv(op) ? plan_.partner_of(op) : op; }
+  // A transfer starts as one, and then counts as its SEND; a meeting as its first row.
+  int32_t starts_with(int32_t op) const { return plan_.unit_of(op).first; }
   int32_t next_in_lane(int32_t op) const {
     const auto& ops = plan_.lane_ops[plan_.op_lane[op]];
     const size_t next = static_cast<size_t>(plan_.lane_position[op]) + 1;
@@ -108,7 +120,7 @@ class SharedCores {
     waits_for_.assign(num_ops, 0);
     waiter_offsets_.assign(num_ops + 1, 0);
     for (int32_t op = 0; op < num_ops; ++op) {
-      if (!is_recv(op) && plan_.lane_position[op] > 0) ++waits_for_[op];
+      if (!is_recv(op) && plan_.lane_position[op] > 0) ++waits_for_[starts_with(op)];
       for (const int32_t dep : plan_.deps_of(op)) {
         ++waits_for_[starts_with(op)];
         ++waiter_offsets_[dep + 1];
@@ -134,7 +146,7 @@ class SharedCores {
   }
 
   void release_lane(int32_t op) {
-    if (const int32_t next = next_in_lane(op); next >= 0) satisfy_one(next);
+    if (const int32_t next = next_in_lane(op); next >= 0) satisfy_one(starts_with(next));
   }
 
   void start_ready() {
@@ -147,9 +159,11 @@ class SharedCores {
         continue;
       }
       if (!is_send(op)) {
-        timeline_.start[op] = now_;
-        timeline_.end[op] = now_ + times_.local(op);
-        in_flight_.emplace(timeline_.end[op], op);
+        for (int32_t row = op; row < op + plan_.unit_of(op).count; ++row) {
+          timeline_.start[row] = now_;
+          timeline_.end[row] = now_ + times_.local(op);
+          in_flight_.emplace(timeline_.end[row], row);
+        }
         continue;
       }
       const int32_t recv = plan_.partner_of(op);

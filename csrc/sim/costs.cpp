@@ -49,7 +49,7 @@ double OpTimes::local(int32_t op) const {
   const std::span<const ComputePart> parts = item.compute_parts();
   const size_t num_stages = plan_.num_stages;
   double total = 0;
-  if (parts.empty()) total = times_[static_cast<size_t>(item.kind) * num_stages + item.stage];
+  if (parts.empty()) total = times_[static_cast<size_t>(item.kind) * num_stages + std::max(item.stage, 0)];
   for (const auto& [kind, stage, microbatch] : parts) {
     const double time = times_[static_cast<size_t>(kind) * num_stages + stage];
     total += costs_.scale.empty() ? time : time * costs_.scale[size_t(stage) * plan_.num_microbatches + microbatch];

@@ -23,7 +23,8 @@ struct LinkTimes {
 };
 
 struct ClockCosts {
-  // Per op kind, a time for each stage; empty: ops of this kind take no time.
+  // Per op kind, a time for each stage (of a kind for ranks: for each rank; of a meeting: only the first counts);
+  // empty: ops of this kind take no time.
   std::array<std::vector<double>, op_kind_table.size()> times;
   std::vector<double> scale;       // per (stage, microbatch), stage by stage: factor of compute times; empty: 1
   std::vector<double> rank_speed;  // compute times are divided by it; empty: 1

@@ -56,9 +56,12 @@ class Explainer {
     std::vector<double> latest_end(num_ops, kNever), slack(num_ops);
     for (int32_t op = num_ops - 1; op >= 0; --op) {
       if (counts(op)) latest_end[op] = std::min(latest_end[op], window_.last);
-      if (is_recv(op)) continue;  // with its SEND
+      const Unit unit = plan_.unit_of(op);
+      if (op != unit.first) continue;  // with the first
       slack[op] = latest_end[op] - end_[op];
-      if (is_send(op)) slack[op] = slack[op + 1] = std::min(slack[op], latest_end[op + 1] - end_[op + 1]);
+      for (int32_t row = op + 1; row < op + unit.count; ++row)
+        slack[op] = std::min(slack[op], latest_end[row] - end_[row]);
+      std::fill_n(slack.begin() + op, unit.count, slack[op]);
       const int32_t before = followed(op);
       if (before < 0) continue;
       const double latest_before = end_[before] + slack[op];  // the op's own lag after it stays as it is
@@ -86,17 +89,16 @@ class Explainer {
   // Whether its end counts for the end of the step.
   bool counts(int32_t op) const { return !is_send(op) && !is_recv(op); }
 
-  // What must have ended before an op starts: what its lane ran before it, then its dependencies. Of a transfer, given
-  // either end, those of both, and the SEND before; a RECV before may still be on its way.
+  // What must have ended before an op starts: what its lane ran before it, then its dependencies. Of a transfer or a
+  // meeting, given any of its rows, those of all, but no RECV before, which may still be on its way.
   template <class Visit>
   void for_each_before(int32_t op, Visit visit) const {
-    const int32_t first = is_recv(op) ? plan_.partner_of(op) : op;
-    if (const int32_t position = plan_.lane_position[first]; position > 0) {
-      visit(plan_.lane_ops[plan_.op_lane[first]][position - 1]);
+    const Unit unit = plan_.unit_of(op);
+    for (int32_t row = unit.first; row < unit.first + unit.count; ++row) {
+      const int32_t position = plan_.lane_position[row];
+      if (position > 0 && !is_recv(row)) visit(plan_.lane_ops[plan_.op_lane[row]][position - 1]);
+      for (const int32_t dep : plan_.deps_of(row)) visit(dep);
     }
-    for (const int32_t dep : plan_.deps_of(first)) visit(dep);
-    if (!is_send(first)) return;
-    for (const int32_t dep : plan_.deps_of(first + 1)) visit(dep);
   }
 
   // The last to end of those; -1: there are none.

@@ -30,10 +30,12 @@ struct MemoryChange {
   double at_end = 0;
 };
 
-MemoryChange change_of(const Op& op, const Lives& lives, std::span<const StageMemory> memory) {
+MemoryChange change_of(const Op& op, const Lives& lives, const Memory& memory) {
   MemoryChange change;
+  if (op.kind == OpKind::SCORE) change.at_start += memory.shard;
+  if (op.kind == (lives.has_backward ? OpKind::SCORE_W : OpKind::SCORE)) change.at_end -= memory.shard;
   for (const auto& [kind, stage, microbatch] : op.compute_parts()) {
-    const auto [held, held_after_i, held_after_w] = memory[stage];
+    const auto [held, held_after_i, held_after_w] = memory.stages[stage];
     switch (kind) {
       case OpKind::FORWARD:
         if (lives.recomputed[lives.index(stage, microbatch)]) break;
@@ -61,8 +63,7 @@ MemoryChange change_of(const Op& op, const Lives& lives, std::span<const StageMe
 
 }  // namespace
 
-Figures measure(const Plan& plan, std::span<const double> start, std::span<const double> end,
-                std::span<const StageMemory> memory) {
+Figures measure(const Plan& plan, std::span<const double> start, std::span<const double> end, const Memory& memory) {
   const Lives lives(plan);
   Figures figures;
   figures.ranks.resize(plan.num_ranks);

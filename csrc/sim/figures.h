@@ -15,6 +15,12 @@ struct StageMemory {
   double held_after_w;  // the part of that that stays until the end of the step
 };
 
+// Activations that a plan's ops hold, all in one unit.
+struct Memory {
+  std::span<const StageMemory> stages;
+  double shard = 0;  // of one microbatch on a rank's shard of the vocabulary, from the start of S to the end of T
+};
+
 struct RankFigures {
   double span = 0;             // end of its last compute op - start of its first
   double compute_time = 0;     // time in which it computes
@@ -28,7 +34,6 @@ struct Figures {
 };
 
 // start and end: row = op id. Requires a verified plan, and spans and memory of its sizes.
-Figures measure(const Plan& plan, std::span<const double> start, std::span<const double> end,
-                std::span<const StageMemory> memory);
+Figures measure(const Plan& plan, std::span<const double> start, std::span<const double> end, const Memory& memory);
 
 }  // namespace pipert

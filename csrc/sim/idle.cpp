@@ -27,9 +27,12 @@ Gap explain_gap(const Plan& plan, std::span<const double> end, int32_t op, doubl
   size_t num_waits = 0;
   for (const int32_t dep : plan.deps_of(op)) {
     if (num_waits == waits.size()) break;
-    const int32_t begun_by = plan.lane_of_op(dep).kind == LaneKind::RECV ? plan.partner_of(dep) : dep;
+    // Of a transfer what its SEND waits for, of a meeting what any of its ranks does.
+    const Unit unit = plan.unit_of(dep);
+    const int32_t num_makers = is_meeting(plan.ops[dep].kind) ? unit.count : 1;
     double made = idle_from;
-    for (const int32_t source : plan.deps_of(begun_by)) made = std::max(made, end[source]);
+    for (int32_t maker = unit.first; maker < unit.first + num_makers; ++maker)
+      for (const int32_t source : plan.deps_of(maker)) made = std::max(made, end[source]);
     waits[num_waits++] = {std::min(made, idle_to), std::clamp(end[dep], idle_from, idle_to)};
   }
   const auto begin = waits.begin(), stop = begin + num_waits;

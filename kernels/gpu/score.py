@@ -124,7 +124,7 @@ def repair_config_of(problem: ScoreProblem) -> TileConfig:
     """Return the tiles that rows are done again in."""
     if INTERPRETED:
         return SMALL_TILES
-    return repair_config(capability_major(problem.x_ND.device), tma=problem.tma)
+    return repair_config(capability_major(problem.x_ND.device))
 
 
 def partial_sums(problem: ScoreProblem, num_parts: int) -> torch.Tensor:

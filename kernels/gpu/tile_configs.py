@@ -38,7 +38,8 @@ class TileConfig:
 
 _WIDE = TileConfig(128, 256, 64, num_warps=8, num_stages=4, flatten=True)
 _SHARING = TileConfig(128, 128, 64, num_warps=8, num_stages=3, flatten=True, per_sm=2)
-_POINTERS = TileConfig(128, 256, 64, num_warps=8, num_stages=3)
+_POINTERS = TileConfig(128, 128, 64, num_warps=8, num_stages=3)
+_POINTERS_WIDE = TileConfig(128, 256, 64, num_warps=8, num_stages=3)
 _AMPERE = TileConfig(128, 128, 32, num_warps=8, num_stages=4)
 _AMPERE_WIDE = TileConfig(128, 256, 32, num_warps=8, num_stages=3)
 INTERPRETED = TileConfig(16, 32, 16, num_warps=1, num_stages=1)
@@ -47,22 +48,25 @@ INTERPRETED = TileConfig(16, 32, 16, num_warps=1, num_stages=1)
 BLOCK_M = 128
 
 
-def score_configs(major: int, *, tma: bool) -> tuple[TileConfig, ...]:
-    """Return what S is tried with on a device of this compute capability, the likeliest first."""
+def score_configs(major: int, *, tma: bool, capped: bool) -> tuple[TileConfig, ...]:
+    """Return what S is tried with on a device of this compute capability, the likeliest first.
+
+    A soft cap takes registers that a wide tile does not leave.
+    """
     if major < 9:
-        return (_AMPERE, _AMPERE_WIDE)
-    return (_WIDE, _SHARING) if tma else (_POINTERS,)
+        return (_AMPERE,) if capped else (_AMPERE, _AMPERE_WIDE)
+    if not tma:
+        return (_POINTERS,) if capped else (_POINTERS_WIDE, _POINTERS)
+    return (_SHARING,) if capped else (_WIDE, _SHARING)
 
 
-def repair_config(major: int, *, tma: bool) -> TileConfig:
-    """Return what S does rows again with; a loop that skips tiles cannot be flattened."""
-    if major < 9:
-        return _AMPERE
-    return TileConfig(128, 256, 64, num_warps=8, num_stages=4 if tma else 3)
+def repair_config(major: int) -> TileConfig:
+    """Return what S does rows again with, with TMA or without; a loop that skips tiles cannot be flattened."""
+    return _AMPERE if major < 9 else _POINTERS
 
 
 def product_configs(major: int, *, tma: bool) -> tuple[TileConfig, ...]:
     """Return what the products of T are tried with."""
     if major < 9:
         return (_AMPERE,)
-    return (_WIDE, _SHARING) if tma else (_POINTERS,)
+    return (_WIDE, _SHARING) if tma else (_POINTERS_WIDE,)

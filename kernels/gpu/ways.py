@@ -48,7 +48,8 @@ def ways(
 def _configs(problem: ScoreProblem) -> tuple[TileConfig, ...]:
     if INTERPRETED:
         return (SMALL_TILES,)
-    return score_configs(capability_major(problem.x_ND.device), tma=problem.tma)
+    major = capability_major(problem.x_ND.device)
+    return score_configs(major, tma=problem.tma, capped=problem.soft_cap is not None)
 
 
 def run_score(

@@ -24,6 +24,12 @@ class Meter:
         self.held = 0
         self.peak = 0
 
+    def hold(self, num_bytes: int) -> None:
+        """Count more bytes, or fewer."""
+        self.held += num_bytes
+        if self.held > self.peak:
+            self.peak = self.held
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:
@@ -102,15 +108,10 @@ class Driver:
         }.get(kind) or self._collective(kind)
         if self._speculation is not None:
             run = self._unless_void(run, kind, self._speculation)
-        measure = self._measure
+        measure, run = self._measure, named_failures(run, kind, self._stage_idx, self._rank, lambda: self._step)
 
         def handle(microbatch: int) -> None:
-            try:
-                run(microbatch)
-            except Exception as error:
-                if _names_its_place(error):
-                    raise
-                raise self._failure(kind, microbatch, error) from error
+            run(microbatch)
             measure()
 
         return handle
@@ -178,20 +179,32 @@ class Driver:
 
     def _measure(self) -> None:
         held = self.stage.activation_bytes
-        meter = self._meter
-        meter.held += held - self._held
+        self._meter.hold(held - self._held)
         self._held = held
-        if meter.held > meter.peak:
-            meter.peak = meter.held
 
-    def _failure(self, kind: OpKind, microbatch: int, error: Exception) -> StageError:
-        op = str(Op(kind, self._stage_idx, microbatch))
-        return StageError(
-            f"rank {self._rank}, {op}, step {self._step}: {type(error).__name__}: {error}",
-            rank=self._rank,
-            op=op,
-            step=self._step,
-        )
+
+def named_failures(run: Handler, kind: OpKind, place: int, rank: int, step: Callable[[], int]) -> Handler:
+    """Return ``run``, whose failures name rank, op and step.
+
+    Args:
+        run: does the work of ops.
+        kind: what they are.
+        place: their stage, or what else their text begins with.
+        rank: where they run.
+        step: tells the number of the step.
+    """
+
+    def handle(microbatch: int) -> None:
+        try:
+            run(microbatch)
+        except Exception as error:
+            if _names_its_place(error):
+                raise
+            op = str(Op(kind, place, microbatch))
+            text = f"rank {rank}, {op}, step {step()}: {type(error).__name__}: {error}"
+            raise StageError(text, rank=rank, op=op, step=step()) from error
+
+    return handle
 
 
 def _names_its_place(error: Exception) -> bool:

@@ -24,6 +24,7 @@ from pipert.engine.routes import has_backward, has_post_validation
 from pipert.engine.runner import Runner, Settings
 from pipert.engine.speculation import Speculation, check_optimizer, share_total
 from pipert.engine.step_range import shown_as_range
+from pipert.engine.vocab import about_vocabulary, adopt_vocabulary, splits_vocabulary
 from pipert.errors import ConfigError, LaneTimeout, PeerLost, PipertError
 from pipert.exchange import talking
 from pipert.finish import Finish, Optimizer
@@ -38,12 +39,14 @@ from pipert.numerics import (
     split_microbatches,
     total_loss,
 )
+from pipert.passes import vocab_parallel
 from pipert.rendezvous import Group, meet
 from pipert.replicas import ByStage, Replica
 from pipert.schedules import forward_only
-from pipert.stages import Stage, StageProtocol, Tensors
+from pipert.stages import SplitVocabulary, Stage, StageProtocol, Tensors
 
 if TYPE_CHECKING:
+    from pipert.ir import Program
     from pipert.plan import Plan
 
 
@@ -85,6 +88,9 @@ class Engine:
             refused with ``"op"``; ``accumulate`` is refused.
         trace: on a CUDA device, record when every op begins and ends, with two events each; ``result.trace`` is empty
             otherwise. Host lanes always record.
+        vocabulary: this process's shards where the plan splits the vocabulary, by rank (or the one of this rank): they
+            hold the input embedding and the output layer, which the stages then lack, and the loss, so that
+            ``loss_fn`` is None. Gradients are those of the unsplit model up to rounding.
         link_delays_ms: (source rank, destination rank) → (latency, occupancy) by which messages are held back, to try
             what slower links than this machine's memory do: each holds its link for the occupancy, alone, and arrives
             the latency later.
@@ -114,6 +120,7 @@ class Engine:
         transport: str | None = None,
         cuda_graph: CudaGraph = False,
         trace: bool = True,
+        vocabulary: SplitVocabulary | Mapping[int, SplitVocabulary] | None = None,
         link_delays_ms: Mapping[tuple[int, int], tuple[float, float]] | None = None,
     ) -> None:
         self.plan = plan
@@ -131,18 +138,23 @@ class Engine:
         tied = [tuple(tie) for tie in tied]
         fault: PipertError | None = None
         try:
+            self._vocabulary = adopt_vocabulary(plan, vocabulary, self._ranks)
             self._stages = self._adopt(stages, loss_fn)
             self._device = device_of(self._stages)
+            if cuda_graph and self._vocabulary:
+                raise ConfigError("cuda_graph: a step with a split vocabulary cannot be captured; leave it out")
             check_capturable(cuda_graph, seed, on_host=self._device.is_host, post_validation=has_post_validation(plan))
             transport = choose_transport(transport, on_host=self._device.is_host, one_process=process_group is None)
+            shards = {(rank, plan.num_stages + rank): shard for rank, shard in self._vocabulary.items()}
             self._finish = Finish(
-                [plan.holders(stage) for stage in range(plan.num_stages)],
-                modules_of(self._stages),
+                [*(plan.holders(stage) for stage in range(plan.num_stages)), *((r,) for r in range(plan.num_ranks))],
+                {**modules_of(self._stages), **shards},
                 self._rank,
                 process_group,
                 tied=tied,
                 optimizer=optimizer,
                 clip_norm=clip_norm,
+                counting_rank=plan.holders(plan.num_stages - 1)[0],
             )
             if has_post_validation(plan):
                 self._speculation = self._speculate(optimizer, tied)
@@ -159,6 +171,7 @@ class Engine:
             }
             options |= {"loss_reduction": loss_reduction, "seed": seed, "transport": transport, "trace": trace}
             options["cuda_graph"] = cuda_graph
+            options["vocabulary"] = [about_vocabulary(shard) for shard in self._vocabulary.values()]
             session = meet(process_group, plan, options, fault)
         self._finish.connect()
         self._settings = Settings(
@@ -174,6 +187,7 @@ class Engine:
             seed,
             timeout_ms,
             self._speculation,
+            self._vocabulary,
             link_delays_ms or {},
         )
         self._graphed: GraphedRunner | None = None
@@ -191,7 +205,9 @@ class Engine:
         Args:
             inputs: a tensor (or tuple of tensors) cut on dimension 0, or a list of microbatches, each a tensor or a
                 tuple of tensors, of any sizes; all of them on each rank with the first stage, None elsewhere.
-            targets: likewise, for ``loss_fn``, on each rank with the last stage.
+            targets: likewise, for ``loss_fn``, on each rank with the last stage. Where the plan splits the vocabulary,
+                every rank needs inputs (of a split embedding) and targets; a microbatch's targets may be a tuple of
+                targets and their weights.
             accumulate: keep the gradients for the next step; nothing is summed over copies, clipped or stepped.
 
         Raises:
@@ -307,6 +323,8 @@ class Engine:
 
     def _speculate(self, optimizer: Optimizer | None, tied: Sequence[Tie]) -> Speculation:
         """Make what runs a plan's ops of post-validation."""
+        if self._vocabulary:
+            raise ConfigError("vocabulary: its ranks meet in every step, which post-validation is there to avoid")
         if tied:
             raise ConfigError(
                 "tied: adding up copies is a meeting of ranks, which post-validation is there to avoid; leave out one"
@@ -327,6 +345,10 @@ class Engine:
         check_reduction(self._loss_reduction)
         adopted = adopt(self.plan, stages, self._ranks)
         last = self.plan.num_stages - 1
+        if splits_vocabulary(self.plan)[1]:
+            if loss_fn is not None:
+                raise ConfigError("loss_fn: this plan splits the output layer, whose loss is its own (vocabulary)")
+            return adopted
         if loss_fn is None and self._trains:
             for (rank, stage), adopted_stage in adopted.items():
                 if stage == last and isinstance(adopted_stage, Stage):
@@ -338,10 +360,15 @@ class Engine:
         if training not in self._runners:
             plan, settings = self.plan, self._settings
             if self._trains and not training:
-                plan = compile(forward_only(plan.paths, plan.path_of), recv_depth=plan.recv_depth)
+                plan = compile(self._without_backward(), recv_depth=plan.recv_depth)
                 settings = replace(settings, session=settings.session and f"{settings.session}-eval")
             self._runners[training] = Runner(plan, settings)
         return self._runners[training]
+
+    def _without_backward(self) -> Program:
+        """Return the program of the same microbatches through the same stages, forward only."""
+        program = forward_only(self.plan.paths, self.plan.path_of)
+        return vocab_parallel(program, 1) if self._vocabulary else program
 
     def _run(self, training: bool, inputs: Any, targets: Any) -> tuple[Runner, list[MicrobatchLoss]]:
         if self._closed:
@@ -381,7 +408,7 @@ class Engine:
         self._stop()
 
     def _inputs(self, batch: Any) -> list[Tensors]:
-        microbatches = [as_tensors(x) for x in self._microbatches("inputs", batch, 0)]
+        microbatches = [() if x is None else as_tensors(x) for x in self._microbatches("inputs", batch, 0)]
         if batch is None and any(
             stage == 0 and isinstance(self._stages[rank, stage], Stage) for rank, stage in self._stages
         ):
@@ -394,6 +421,8 @@ class Engine:
     def _microbatches(self, name: str, batch: Any, stage: int) -> list[Any]:
         """Cut a batch for ``stage``, where it is here."""
         rank = next((rank for rank, here in self._stages if here == stage), None)
+        if rank is None and batch is not None and self._vocabulary:
+            rank = self._ranks[0]
         if rank is None:
             return [None] * self.plan.num_microbatches
         try:

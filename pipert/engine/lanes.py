@@ -60,6 +60,10 @@ class Lanes(Mail, Protocol):
         """Tell where every lane stands, a line each."""
         ...
 
+    def check(self) -> None:
+        """Raise what has failed, here or on another rank; for handlers that wait by themselves."""
+        ...
+
     def abort(self, reason: str) -> None:
         """End the step that runs, and tell the other ranks."""
         ...
@@ -88,6 +92,7 @@ class HostLanes:
         self.received = self._executor.received
         self.slot = self._executor.slot_memory
         self.status = self._executor.status
+        self.check = self._executor.check
         self.abort = self._executor.abort
 
     def wait(self) -> None:
@@ -128,6 +133,7 @@ class DeviceLanes:
         self.received = self._executor.received
         self.wait = self._executor.wait
         self.status = self._executor.status
+        self.check = self._executor.check
         self.abort = self._executor.abort
         self.run_as = self._executor.run_as
 

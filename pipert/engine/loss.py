@@ -70,11 +70,19 @@ class Loss:
         outputs = [tensor for tensor in tensors if tensor is not None]
         target = self._targets[microbatch]
         loss = microbatch_loss(self._loss_fn, outputs, target, self._reduction, self._plan.num_microbatches)
-        if self._check_at_once:
-            self._check(microbatch, loss.value.item())
-        self._losses[microbatch] = MicrobatchLoss(loss.value, loss.root_grad, loss.value, loss.count)
+        self.record(microbatch, MicrobatchLoss(loss.value, loss.root_grad, loss.value, loss.count))
         if loss.root.requires_grad:
             self._roots[microbatch] = (loss, [tensor for tensor in outputs if tensor.requires_grad])
+
+    def record(self, microbatch: int, loss: MicrobatchLoss) -> None:
+        """Keep the loss of ``microbatch``, which holds no graph.
+
+        Raises:
+            PipertError: the loss is not finite.
+        """
+        if self._check_at_once:
+            self._check(microbatch, loss.value.item())
+        self._losses[microbatch] = loss
 
     def take(self, microbatch: int) -> Grads:
         """Run the loss's backward: the gradients of the outputs that need one."""

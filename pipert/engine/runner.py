@@ -15,11 +15,12 @@ from pipert.engine.loss import Loss
 from pipert.engine.ports import Handover, Inbox, Kept, Outbox, SendLane, Sink, Sinks, Source, Sources
 from pipert.engine.routes import Route, compute_ops, has_backward, rank_transfers, routes
 from pipert.engine.speculation import RankPorts, Speculation
+from pipert.engine.vocab import VocabRanks
 from pipert.numerics import LossReduction, MicrobatchLoss
 from pipert.ops import OpKind, Scope
 from pipert.rendezvous import Group
 from pipert.replicas import Replica
-from pipert.stages import Stage, StageProtocol, Tensors
+from pipert.stages import SplitVocabulary, Stage, StageProtocol, Tensors
 
 if TYPE_CHECKING:
     from pipert.ir import Op
@@ -43,6 +44,7 @@ class Settings:
         seed: of the random numbers; None leaves the generators alone.
         timeout_ms: the longest wait.
         speculation: runs the ops of post-validation; None if the plan has none.
+        vocabulary: per rank of this process, its shard where the plan splits the vocabulary; else empty.
         link_delays_ms: (source rank, destination rank) → (latency, occupancy) of messages that are held back.
     """
 
@@ -58,6 +60,7 @@ class Settings:
     seed: int | None
     timeout_ms: int
     speculation: Speculation | None
+    vocabulary: Mapping[int, SplitVocabulary]
     link_delays_ms: Mapping[tuple[int, int], tuple[float, float]]
 
 
@@ -80,6 +83,7 @@ class Runner:
         self._send_lanes: dict[int, SendLane] = {}
         self._feed = Kept(plan.num_microbatches)
         self._loss = Loss(settings.loss_fn, settings.loss_reduction, plan, check_at_once=settings.device.is_host)
+        self._vocab = VocabRanks(plan, settings, self._loss, self._meters, self.lanes.check, training=self.training)
         self._drivers = self._make_drivers(settings)
         self._speculation = settings.speculation if self.training else None
         handlers = self._make_handlers(settings.ranks)
@@ -90,6 +94,7 @@ class Runner:
         for microbatch, tensors in enumerate(inputs):
             self._feed.give(microbatch, tuple(tensor.detach() for tensor in tensors))
         self._loss.start(step, targets)
+        self._vocab.start(step, inputs, targets)
         for driver in self._drivers.values():
             driver.start(step)
         for meter in self._meters.values():
@@ -98,6 +103,7 @@ class Runner:
             self.lanes.step(step)
         for lane in self._send_lanes.values():
             lane.flush()
+        self._vocab.finish()
         return self._loss.finish()
 
     def wait(self, losses: Sequence[MicrobatchLoss | None]) -> None:
@@ -117,6 +123,7 @@ class Runner:
         """Forget everything unfinished, after a step that failed."""
         self._loss.clear()
         self._feed.clear()
+        self._vocab.clear()
         for driver in self._drivers.values():
             driver.discard()
 
@@ -142,6 +149,7 @@ class Runner:
                 grads=self._source(microbatches, route.recv_grads, grads[stage + 1]),
                 input_grads=self._sink(microbatches, route.send_grads, grads[stage]),
             )
+            ports = self._vocab.ports(route.rank, stage, ports)
             drivers[route.rank, stage] = self._make_driver(route, ports, settings)
         return drivers
 
@@ -183,6 +191,8 @@ class Runner:
             if op.kind.scope is Scope.RANK:
                 assert self._speculation is not None
                 return self._speculation.handler(op.kind, rank, of_ranks[rank])
+            if op.kind.scope in (Scope.SHARD, Scope.MEETING):
+                return self._vocab.handler(op, rank)
             key = op.kind, (rank, op.stage), put_off
             if key not in made:
                 made[key] = self._drivers[rank, op.stage].handler(op.kind, training=self.training, put_off=put_off)

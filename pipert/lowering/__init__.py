@@ -6,7 +6,8 @@ The steps are files here: ``edges`` (which edge a transfer takes), ``work`` (wha
 Words in these files: a *key* is ``stage * num_microbatches + microbatch``; a *transfer* is the key of the stage that
 receives, plus ``num_keys`` if it carries a gradient; then come the norms' transfers, by the rank that receives, and
 the totals'; an *item* is an op of the program, numbered rank after rank; the
-*order* is a list of items and, for a SEND with its RECV, of ``~transfer``.
+*order* is a list of items and, for a SEND with its RECV, of ``~transfer``; the items of a *meeting*, one of each rank,
+stand side by side in it.
 """
 
 from __future__ import annotations

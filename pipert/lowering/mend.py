@@ -45,13 +45,13 @@ def mending_swap(program: Program, lower: Callable[[Program], object], recv_dept
         recv_depth: as it was compiled with.
 
     Returns:
-        The first swap that is found; None if there is none nearby, or the program does not deadlock.
+        The first swap that is found; None if there is none nearby, the program does not deadlock, or its ranks meet.
     """
     edges = Edges(program)
     work = Work(program, edges)
     replay = Replay(work, edges, windows(work, recv_depth))
     replay.run()
-    if replay.stuck_at is None:
+    if replay.stuck_at is None or work.meetings:
         return None
 
     def works(rows: Sequence[Sequence[Op]]) -> bool:

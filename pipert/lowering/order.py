@@ -10,9 +10,9 @@ class Replay:
     """The order in which a program's ops can run, a transfer as soon as its window allows.
 
     The program is replayed, rank by rank in turn: a rank's next item is emitted once what it receives has been
-    emitted, and a transfer as soon as the receive window of its edge allows. Nothing that happens in the replay can
-    take away what another rank may do, so if it gets stuck, every order does: the rest is then emitted as it stands,
-    and the verifier finds the ops that wait for each other.
+    emitted, a meeting once it is next on every rank, and a transfer as soon as the receive window of its edge allows.
+    Nothing that happens in the replay can take away what another rank may do, so if it gets stuck, every order does:
+    the rest is then emitted as it stands, and the verifier finds the ops that wait for each other.
 
     Attributes:
         stuck_at: where it got stuck: per rank, its next item, and per edge, how many transfers had taken place.
@@ -46,6 +46,8 @@ class Replay:
         item = self._next_item[rank]
         if item == self._work.rank_begin[rank + 1]:
             return False
+        if item in self._work.meetings and self.stuck_at is None:
+            return self._meet(self._work.text[item])
         reads = self._work.reads[item]
         for transfer in reads:
             if not self._arrived[transfer] and self.stuck_at is None:
@@ -58,6 +60,16 @@ class Replay:
             self._transfer(edge_of[transfer])
         for transfer in reads:
             self._transfer(edge_of[transfer])
+        return True
+
+    def _meet(self, text: str) -> bool:
+        """Emit a meeting once all ranks have come to it."""
+        work = self._work
+        for rank, item in enumerate(self._next_item):
+            if item == work.rank_begin[rank + 1] or work.text[item] != text:
+                return False
+        self._order += self._next_item
+        self._next_item = [item + 1 for item in self._next_item]
         return True
 
     def _transfer(self, edge: int) -> None:

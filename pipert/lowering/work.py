@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pipert.ir import Op, Program
 from pipert.lowering.edges import NONE, Edges
-from pipert.ops import LaneKind, OpKind
+from pipert.ops import LaneKind, OpKind, Scope
 
 _FORWARD, _BACKWARD, _INPUT_GRAD, _WEIGHT_GRAD = OpKind.FORWARD, OpKind.BACKWARD, OpKind.INPUT_GRAD, OpKind.WEIGHT_GRAD
+
+_BROUGHT_BY = {
+    OpKind.SCORE: OpKind.VBCAST,
+    OpKind.SCORE_W: OpKind.VSTATS,
+    OpKind.EMBED_W: OpKind.VEMBED_GRAD,
+}
+"""The meeting that brings what a pass of the vocabulary reads."""
 
 
 class Work:
@@ -19,6 +26,7 @@ class Work:
         ends: keys of which it is the last compute op.
         waits: items on another lane of its rank that it waits for; of the few that have some.
         collectives: the items that are no compute ops.
+        meetings: the items that all ranks run at once.
         rank_begin: per rank, its first item; and the number of items.
         reader: per transfer, the item that reads it first.
         maker: per transfer, the item that makes it.
@@ -37,6 +45,7 @@ class Work:
         self.ends: list[tuple[int, ...]] = []
         self.waits: dict[int, list[int]] = {}
         self.collectives: set[int] = set()
+        self.meetings: set[int] = set()
         self.rank_begin = [0]
         self.num_ranks = program.num_ranks
         self.reader = [NONE] * len(edges.of_transfer)
@@ -48,6 +57,7 @@ class Work:
                 self._add(op, edges.of_transfer)
             if len(self.collectives) > 0:
                 self._add_waits(ops)
+                self._add_meetings(program, ops)
             self.rank_begin.append(len(self.text))
 
     def _add(self, op: Op, edge_of: list[int]) -> None:
@@ -66,7 +76,7 @@ class Work:
                 source, target = key, key + num_microbatches if stage + 1 < num_stages else NONE
             elif kind is _BACKWARD or kind is _INPUT_GRAD:
                 source, target = num_keys + key, num_keys + key - num_microbatches if stage > 0 else NONE
-            elif microbatch < 0:
+            elif kind.scope is Scope.RANK:
                 source, target = self._between_ranks(part)
             else:
                 continue
@@ -107,7 +117,7 @@ class Work:
                 needed = (last_compute if op.kind is OpKind.RESHARD else last_grad).get(op.stage)
                 if needed is not None:
                     self.waits[item] = [needed]
-            else:
+            elif op.kind.scope is not Scope.MEETING:
                 for part in op.unpacked:
                     needed = unshard.pop(part.stage, None)  # the lane's order is enough for those that come later
                     if needed is not None:
@@ -115,6 +125,36 @@ class Work:
                     last_compute[part.stage] = item
                     if part.kind is _BACKWARD or part.kind is _WEIGHT_GRAD:
                         last_grad[part.stage] = item
+
+    def _add_meetings(self, program: Program, ops: tuple[Op, ...]) -> None:
+        """Find what meetings of all ranks wait for, and what waits for them.
+
+        A meeting is begun by its rank's thread, after the compute op before it in the row. Every pass of the
+        vocabulary waits for the meeting that brings what it reads.
+        """
+        ends = (0, OpKind.VEMBED), (program.num_stages - 1, OpKind.VGRAD)
+        met: dict[tuple[OpKind, int], int] = {}
+        before: int | None = None
+        for item, op in enumerate(ops, self.rank_begin[-1]):
+            if op.kind.scope is Scope.MEETING:
+                self.meetings.add(item)
+                met[op.kind, op.microbatch] = item
+                if before is not None:
+                    self.waits[item] = [before]
+                continue
+            if op.kind.lane is LaneKind.COLLECTIVE:
+                continue
+            before = item
+            brings = [(_BROUGHT_BY[op.kind], op.microbatch)] if op.kind in _BROUGHT_BY else []
+            for part in op.unpacked:
+                forward = part.kind is _FORWARD
+                if forward or part.kind is _BACKWARD or part.kind is _INPUT_GRAD:
+                    stage, meeting = ends[0 if forward else 1]
+                    if part.stage == stage:
+                        brings.append((meeting, part.microbatch))
+            needed = [met[key] for key in brings if key in met]
+            if needed:
+                self.waits.setdefault(item, []).extend(needed)
 
     def closing_transfers(self, key: int) -> list[int]:
         """List the transfers out of a (stage, microbatch) that may outlast its last compute op."""

@@ -23,11 +23,17 @@ def post_validation(program: Program) -> Program:
     norm before the first gradient reaches it, so that looking back delays nothing.
 
     Raises:
-        ConfigError: the program does not train, has replicas of stages, or has these ops already.
+        ConfigError: the program does not train, has replicas of stages or passes over the vocabulary, or has these ops
+            already.
     """
     ops = [op for row in program.ranks for op in row]
     if any(op.kind.scope is Scope.RANK for op in ops):
         raise ConfigError(f"{program.name} has post-validation already")
+    if any(op.kind.scope is Scope.MEETING for op in ops):
+        raise ConfigError(
+            f"{program.name} has passes over the vocabulary, in which all ranks meet; post-validation is there to let "
+            "them go their ways"
+        )
     if all(part.kind is OpKind.FORWARD for op in ops for part in op.unpacked):
         raise ConfigError(f"{program.name} has no backward, so there is no optimizer's step to validate")
     if any(len(program.holders(stage)) > 1 for stage in range(program.num_stages)):

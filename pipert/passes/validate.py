@@ -7,9 +7,11 @@ import itertools
 from pipert.errors import PlanError
 from pipert.ir import Op, Program
 from pipert.ops import LaneKind, OpKind, Scope
+from pipert.passes.validate_vocab import validate_vocab
 
 _NONE = -1
 _OWN_LANES = (LaneKind.COMPUTE, LaneKind.COLLECTIVE)
+_OF_THE_VOCABULARY = (Scope.SHARD, Scope.MEETING)
 _ORDER = (OpKind.FORWARD, OpKind.RECOMPUTE, OpKind.BACKWARD, OpKind.INPUT_GRAD, OpKind.WEIGHT_GRAD)
 
 
@@ -17,8 +19,9 @@ def validate(program: Program) -> None:
     """Check each rank's row of ``program`` by itself; waits between ranks are the plan verifier's business.
 
     Every (stage, microbatch) has its F once and exactly one of B or (I and W), all on the stage's rank, in the order
-    F, R (if any), B or F, R, I, W. A program without any backward has its F's and nothing else. What collectives a
-    row may hold where is the verifier's business too, as are the ops of post-validation.
+    F, R (if any), B or F, R, I, W. A program without any backward has its F's and nothing else. Passes over the
+    vocabulary are complete and in order, too. Where a row may hold the collectives of sharded parameters is the
+    verifier's business, as are the ops of post-validation.
 
     Raises:
         PlanError: naming rank, op, what was expected and what was found.
@@ -28,6 +31,7 @@ def validate(program: Program) -> None:
     for rank, ops in enumerate(program.ranks):
         cells.add_row(rank, ops)
     cells.check()
+    validate_vocab(program)
 
 
 def _check_sizes(program: Program) -> None:
@@ -66,12 +70,13 @@ class _Cells:
         for whole in ops:
             for op in whole.parts or (whole,):
                 kind, stage, microbatch = op.kind, op.stage, op.microbatch
-                if kind.lane is not LaneKind.COMPUTE or microbatch < 0:
-                    if microbatch < 0 and kind.lane in _OWN_LANES:
-                        if kind.scope is Scope.RANK and stage != rank:
-                            raise _fault(rank, op, f"it on rank {stage}", f"it on rank {rank}")
-                        continue
-                    raise _fault(rank, op, "no transfers, which lowering adds", f"an op of a {kind.lane.value} lane")
+                if kind.scope is not Scope.MICROBATCH or kind.lane is not LaneKind.COMPUTE:
+                    if kind.lane not in _OWN_LANES:
+                        found = f"an op of a {kind.lane.value} lane"
+                        raise _fault(rank, op, "no transfers, which lowering adds", found)
+                    if kind.scope is Scope.RANK and stage != rank:
+                        raise _fault(rank, op, f"it on rank {stage}", f"it on rank {rank}")
+                    continue
                 if stage >= num_stages:
                     raise _fault(rank, op, f"a stage below {num_stages}", str(stage))
                 if microbatch >= num_microbatches:

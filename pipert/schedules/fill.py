@@ -10,11 +10,11 @@ import dataclasses
 import heapq
 from collections import deque
 
+from pipert.activation import Room, peak_activation
 from pipert.costs import Costs, StageCosts
 from pipert.ir import Op, Program
 from pipert.ir.replay import Value, makes, needs
 from pipert.ops import OpKind
-from pipert.schedules.memory import change, peak_activation
 
 _ROUNDING = 1e-9
 
@@ -44,7 +44,7 @@ class _Fill:
         self.stages = costs.for_plan(program)
         self.overrun = overrun
         until_w = Costs.per_stage([StageCosts(act_w=1.0)] * program.num_stages)
-        self.memories = [_Memory(program, measure) for measure in (costs, until_w)] if keep_peak else []
+        self.rooms = [_room(program, measure) for measure in (costs, until_w)] if keep_peak else []
         self.todo = [deque(op for op in ops if op.kind is not OpKind.WEIGHT_GRAD) for ops in program.ranks]
         self.delayed: list[deque[Op]] = [deque() for _ in program.ranks]  # the W's that could run, oldest first
         self.done: list[list[Op]] = [[] for _ in program.ranks]
@@ -69,7 +69,7 @@ class _Fill:
             return
         missing, ready_at = self._inputs(rank, todo[0], now)
         if missing is None and ready_at <= now:
-            has_room = all(memory.has_room(rank, todo[0]) for memory in self.memories)
+            has_room = all(room.is_there(rank, todo[0]) for room in self.rooms)
             self._start(rank, todo.popleft() if has_room or not delayed else delayed.popleft(), now)
         elif delayed and now + self._time(rank, delayed[0]) * (1 - self.overrun) <= ready_at * (1 + _ROUNDING):
             self._start(rank, delayed.popleft(), now)
@@ -96,8 +96,8 @@ class _Fill:
     def _start(self, rank: int, op: Op, now: float) -> None:
         self.free_at[rank] = end = now + self._time(rank, op)
         self.done[rank].append(op)
-        for memory in self.memories:
-            memory.add(rank, op)
+        for room in self.rooms:
+            room.take(rank, op)
         for part in op.unpacked:
             if part.kind is OpKind.INPUT_GRAD:
                 self.delayed[rank].append(Op(OpKind.WEIGHT_GRAD, part.stage, part.microbatch))
@@ -111,16 +111,7 @@ class _Fill:
         return self.costs.op_time(op, rank, self.stages)
 
 
-class _Memory:
-    """What every rank holds, in one way of counting, and the most that any of them may."""
 
-    def __init__(self, program: Program, costs: Costs) -> None:
-        self.stages = costs.for_plan(program)
-        self.peak = max(peak_activation(program, costs)) * (1 + _ROUNDING)
-        self.held = [0.0] * program.num_ranks
-
-    def has_room(self, rank: int, op: Op) -> bool:
-        return self.held[rank] + sum(max(0.0, change(part, self.stages)) for part in op.unpacked) <= self.peak
-
-    def add(self, rank: int, op: Op) -> None:
-        self.held[rank] += sum(change(part, self.stages) for part in op.unpacked)
+def _room(program: Program, costs: Costs) -> Room:
+    """Give every rank as much room as the fullest rank of ``program`` needs."""
+    return Room(costs.for_plan(program), [max(peak_activation(program, costs))] * program.num_ranks)

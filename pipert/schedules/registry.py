@@ -21,7 +21,7 @@ from pipert.schedules.gpipe import gpipe
 from pipert.schedules.hanayo import hanayo
 from pipert.schedules.interleaved import interleaved
 from pipert.schedules.interleaved_zb import interleaved_zb
-from pipert.schedules.memory import check_memory
+from pipert.activation import check_memory
 from pipert.schedules.one_f_one_b import one_f_one_b
 from pipert.schedules.refine import refined
 from pipert.schedules.request import Effort, Make, Request, rank_by_rank

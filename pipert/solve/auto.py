@@ -19,7 +19,7 @@ from pipert.ir import Program
 from pipert.lowering import compile
 from pipert.ops import OpKind
 from pipert.passes import split_backward
-from pipert.schedules.memory import peak_activation
+from pipert.activation import peak_activation
 from pipert.sim import simulate
 from pipert.solve.bound import bound_of
 from pipert.solve.orders import from_order, search_problem, to_order

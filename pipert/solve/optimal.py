@@ -28,7 +28,7 @@ from pipert.errors import ConfigError, PlanError
 from pipert.ir import Op, Program
 from pipert.lowering import compile
 from pipert.passes import split_backward
-from pipert.schedules.memory import peak_activation
+from pipert.activation import peak_activation
 from pipert.sim import simulate
 from pipert.solve.bound import lower_bound
 from pipert.solve.job_shop import KINDS, JobShop, Starts, Transfer

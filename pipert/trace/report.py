@@ -134,6 +134,7 @@ def measure(trace: Trace, costs: Costs | None = None) -> Report:
         act=[stage.act for stage in stages],
         act_w=[stage.act_w for stage in stages],
         act_kept=[stage.act_kept for stage in stages],
+        act_s=costs.vocab.act_s if costs.vocab else 0.0,
     )
     return Report(
         makespan=figures["makespan"],

@@ -38,11 +38,12 @@ std::string fault_of(const std::string& json) {
 void op_text_round_trips() {
   for (const OpKindRow& row : op_kind_table) {
     if (row.kind == OpKind::OVERLAP_F_B) continue;
-    const int32_t microbatch = row.scope == Scope::MICROBATCH ? 2147483647 : -1;
-    const std::string text = to_text(row.kind, 12, microbatch);
+    const int32_t stage = is_meeting(row.kind) ? -1 : 12;
+    const int32_t microbatch = has_microbatch(row.kind) ? 2147483647 : -1;
+    const std::string text = to_text(row.kind, stage, microbatch);
     const std::optional<Op> op = parse_op(text);
-    EXPECT(op && op->kind == row.kind && op->stage == 12 && op->microbatch == microbatch && to_text(*op) == text);
-    EXPECT(op->compute_parts().size() == (row.lane == LaneKind::COMPUTE && microbatch >= 0 ? 1 : 0));
+    EXPECT(op && op->kind == row.kind && op->stage == stage && op->microbatch == microbatch && to_text(*op) == text);
+    EXPECT(op->compute_parts().size() == (row.lane == LaneKind::COMPUTE && row.scope == Scope::MICROBATCH ? 1 : 0));
   }
   const std::optional<Op> pair = parse_op("(2F3;5B1)OVERLAP_F_B");
   EXPECT(pair && to_text(*pair) == "(2F3;5B1)OVERLAP_F_B" && pair->stage == 2 && pair->microbatch == 3);

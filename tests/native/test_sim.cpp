@@ -29,7 +29,7 @@ ClockCosts costs_of(const Plan& plan, double latency, double occupancy, double h
 Figures run(const Plan& plan, const ClockCosts& costs) {
   const Timeline timeline = simulate(plan, costs);
   const std::vector<StageMemory> memory(plan.num_stages, {1, 0, 0});
-  return measure(plan, timeline.start, timeline.end, memory);
+  return measure(plan, timeline.start, timeline.end, {memory});
 }
 
 void test_gpipe() {

@@ -13,7 +13,7 @@ from pipert.costs import Link, StageCosts
 from pipert.errors import ConfigError
 from pipert.ir import Op
 from pipert.passes import recompute
-from pipert.schedules.memory import peak_activation
+from pipert.activation import peak_activation
 from pipert.solve.bound import lower_bound
 
 EPSILON = 1e-9

@@ -15,7 +15,7 @@ from pipert.schedules import placement
 from pipert.schedules.building_block import v_half, v_min
 from pipert.schedules.fill import fill_weights
 from pipert.schedules.interleaved_zb import interleaved_zb
-from pipert.schedules.memory import peak_activation
+from pipert.activation import peak_activation
 from pipert.schedules.request import Request, rank_by_rank
 from pipert.schedules.zb_h2 import zb_h2
 from pipert.schedules.zb_v import zb_v

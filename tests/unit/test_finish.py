@@ -25,7 +25,7 @@ def three_stages():
 def finish(modules, holders=HOLDERS, **options):
     """The end of a step; modules are keyed by stage, or by (rank, stage)."""
     modules = {key if isinstance(key, tuple) else (holders[key][0], key): modules[key] for key in modules}
-    result = Finish(holders, modules, None, None, **options)
+    result = Finish(holders, modules, None, None, counting_rank=holders[-1][0], **options)
     result.connect()
     return result
 

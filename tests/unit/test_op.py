@@ -11,11 +11,12 @@ from pipert.ir import Op
 from pipert.ops import LaneKind, OpKind, Scope
 
 NUMBERS = st.integers(0, 999_999_999)
-PLAIN_KINDS = [kind for kind in OpKind if kind.has_microbatch and kind is not OpKind.OVERLAP_F_B]
+PLAIN_KINDS = [kind for kind in OpKind if kind.has_microbatch and kind.has_place and kind is not OpKind.OVERLAP_F_B]
 PLAIN = st.builds(Op, st.sampled_from(PLAIN_KINDS), NUMBERS, NUMBERS)
 WHOLE_STAGE = st.builds(Op, st.sampled_from([kind for kind in OpKind if not kind.has_microbatch]), NUMBERS)
-COMPUTE = PLAIN.filter(lambda op: op.kind.lane is LaneKind.COMPUTE)
-OPS = PLAIN | WHOLE_STAGE | st.builds(Op.pair, COMPUTE, COMPUTE)
+MEETING = st.builds(Op, st.sampled_from([kind for kind in OpKind if not kind.has_place]), st.just(-1), NUMBERS)
+COMPUTE = PLAIN.filter(lambda op: op.kind.lane is LaneKind.COMPUTE and op.kind.scope is Scope.MICROBATCH)
+OPS = PLAIN | WHOLE_STAGE | MEETING | st.builds(Op.pair, COMPUTE, COMPUTE)
 
 
 @given(OPS)

@@ -12,7 +12,7 @@ import pipert
 from pipert import Costs
 from pipert.costs import StageCosts
 from pipert.errors import ConfigError, PlanError
-from pipert.schedules.memory import peak_activation
+from pipert.activation import peak_activation
 from pipert.solve.job_shop import JobShop
 from pipert.solve.optimal import optimal
 from pipert.solve.problem import Problem

@@ -76,7 +76,7 @@ def test_a_group_that_fails_at_the_end_of_a_step_is_a_transport_error(group, mon
     def broken(*args, **kwargs):
         raise RuntimeError("connection closed by peer")
 
-    finish = Finish([[0]], {(0, 0): nn.Linear(1, 1)}, 0, group)
+    finish = Finish([[0]], {(0, 0): nn.Linear(1, 1)}, 0, group, counting_rank=0)
     finish.connect()
     monkeypatch.setattr(dist, "broadcast", broken)
     with pytest.raises(

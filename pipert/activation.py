@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipert.costs import Costs, StageCosts, tolerated
 from pipert.errors import ConfigError
 from pipert.ir import Op, Program
@@ -58,3 +60,26 @@ def change(part: Op, stages: tuple[StageCosts, ...]) -> float:
     if part.kind is OpKind.WEIGHT_GRAD:
         return cost.act_kept - cost.act_w
     return cost.act_kept - cost.act if part.kind is OpKind.BACKWARD else 0.0
+
+
+class Room:
+    """What every rank holds while its row is put in order, in one way of counting, and the most that it may.
+
+    Args:
+        stages: the way of counting: the activation of each stage.
+        limits: per rank.
+    """
+
+    def __init__(self, stages: tuple[StageCosts, ...], limits: Sequence[float]) -> None:
+        self._stages = stages
+        self._limits = [tolerated(limit) for limit in limits]
+        self._held = [0.0] * len(limits)
+
+    def is_there(self, rank: int, op: Op) -> bool:
+        """Whether there is room for ``op`` to start."""
+        more = sum(max(0.0, change(part, self._stages)) for part in op.unpacked)
+        return self._held[rank] + more <= self._limits[rank]
+
+    def take(self, rank: int, op: Op) -> None:
+        """Count what ``op`` takes, and what it gives back."""
+        self._held[rank] += sum(change(part, self._stages) for part in op.unpacked)

@@ -1,0 +1,128 @@
+"""Split the output layer and the input embedding over the vocabulary: every rank gets its share of both, as passes.
+
+Yeung et al., "Balancing Pipeline Parallelism with Vocabulary Parallelism", section 5, arXiv 2411.05288.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from pipert.activation import Room, peak_activation
+from pipert.costs import Costs, StageCosts, VocabCosts
+from pipert.errors import ConfigError, PlanError
+from pipert.ir import Op, Program
+from pipert.ops import OpKind, Scope
+from pipert.passes.delay_backward import delay_backward
+from pipert.passes.validate import validate
+from pipert.passes.vocab_clock import VocabClock
+
+NUM_BARRIERS = {1: 2, 2: 1}
+"""Per algorithm, how often all ranks wait for each other between the last stage's forward and its backward."""
+_OVERRUNS = (0.0, 0.5, 1.0)
+_MAX_OPS = 40_000
+"""Of larger programs fewer orders are tried."""
+
+
+def vocab_parallel(program: Program, algorithm: int, costs: Costs | None = None) -> Program:
+    """Give every rank of ``program`` its passes over its shard of the vocabulary, and the meetings that they need.
+
+    Per microbatch m: ``rEMBEDm`` on every rank r, then ``VEMBEDm``, before ``0Fm``; ``VBCASTm`` after the last stage's
+    forward; ``rSm`` on every rank, ``VSTATSm``. In Algorithm 1 ``rTm`` on every rank, which makes the gradients of X and
+    of the weight, then ``VGRADm``; in Algorithm 2 ``VGRADm`` at once, and ``rTm``, the weight's gradient alone, at any
+    time after it. Then the last stage's backward; after that of stage 0 ``VEMBED_GRADm``, and ``rEMBED_Wm`` at any time.
+    A program without backward gets what comes before T.
+
+    As in the paper, backwards start up to so many intervals later as there are barriers: two in Algorithm 1, one in
+    Algorithm 2, where an interval is the time of a microbatch. So no rank holds more than that many microbatches more
+    than before. The paper's building blocks have a fixed place for S and T in the interval; here a clock with the costs
+    at hand finds the places, in whatever program: S as soon as its input has arrived, T in Algorithm 2 (and weight
+    gradients, if that is better than where they stood) where the rank would wait or needs the memory. Where backwards
+    that start less late give as short a step, they do.
+
+    Args:
+        program: without replicas, collectives and post-validation.
+        algorithm: 1 (less work in S) or 2 (one barrier less).
+        costs: those of the vocabulary among them; by default F = I = W = S = T = 1.
+
+    Raises:
+        ConfigError: the algorithm is neither 1 nor 2; the program has something that it must not have, or these passes
+            already; the costs are for other sizes, or lack those of the vocabulary.
+        PlanError: the program is incomplete, or waits in a circle.
+    """
+    costs = costs or Costs.per_rank(vocab=VocabCosts())
+    _check(program, algorithm, costs)
+    orders = [order for order in _orders(program, algorithm, costs) if order.run()]
+    if not orders:
+        raise PlanError(f"{program.name} waits in a circle, with or without its passes over the vocabulary")
+    best = min(orders, key=lambda order: float(f"{order.makespan:.9g}"))  # of equals the first, which starts soonest
+    return dataclasses.replace(program, ranks=tuple(map(tuple, _rows(best))))
+
+
+def _check(program: Program, algorithm: int, costs: Costs) -> None:
+    if algorithm not in NUM_BARRIERS:
+        raise ConfigError(f"vocabulary parallelism has Algorithms 1 and 2, not {algorithm}")
+    scopes = {op.kind.scope for row in program.ranks for op in row}
+    if Scope.SHARD in scopes or Scope.MEETING in scopes:
+        raise ConfigError(f"{program.name} has passes over the vocabulary already")
+    if Scope.RANK in scopes:
+        raise ConfigError(f"{program.name} has post-validation, which does not judge the output layer of all ranks")
+    if Scope.STAGE in scopes:
+        raise ConfigError(f"{program.name} has collectives: add those of sharded parameters after this pass, not before")
+    if len(set(program.paths)) > 1:
+        raise ConfigError(
+            f"{program.name} has replicas of its stages, so there is no one last stage whose output all ranks could wait "
+            "for; vocabulary parallelism is for schedules with one path"
+        )
+    validate(program)
+    if costs.vocab is None:
+        raise ConfigError(f"{program.name} is to have passes over the vocabulary: give their times, S and T, too")
+
+
+def _orders(program: Program, algorithm: int, costs: Costs) -> Iterator[VocabClock]:
+    """Try backwards from now to late, weight gradients where they stand and where they fill."""
+    splits = any(part.kind is OpKind.WEIGHT_GRAD for row in program.ranks for op in row for part in op.unpacked)
+    trains = any(part.kind is not OpKind.FORWARD for row in program.ranks for op in row for part in op.unpacked)
+    is_large = sum(map(len, program.ranks)) > _MAX_OPS
+    shifts = range(NUM_BARRIERS[algorithm] + 1 if trains else 1)
+    overruns = _OVERRUNS[1:2] if is_large else _OVERRUNS
+    for shift in shifts:
+        later = delay_backward(program, shift)
+        for fill, overrun in itertools.product((False, True) if splits else (False,), overruns):
+            rooms = _rooms(program, costs, shift) if fill else ()
+            yield VocabClock(later, algorithm, costs, rooms, overrun)
+
+
+def _rooms(program: Program, costs: Costs, num_more: int) -> tuple[Room, ...]:
+    """Give each rank the room of the fullest, and ``num_more`` microbatches; by the costs, and with all held until W."""
+    until_w = Costs.per_stage([StageCosts(act_w=1.0)] * program.num_stages)
+    rooms = []
+    for measure in (costs, until_w):
+        stages, peak = measure.for_plan(program), max(peak_activation(program, measure))
+        shares = (sum(stages[stage].act for stage in program.chunks(rank)) for rank in range(program.num_ranks))
+        rooms.append(Room(stages, [peak + num_more * share for share in shares]))
+    return tuple(rooms)
+
+
+def _rows(order: VocabClock) -> list[list[Op]]:
+    """Put the meetings into the rows.
+
+    A rank that brings nothing to a meeting issues it where the last of those that do begins to make its part. That is
+    before the meeting can take place, so that no small delay of a rank delays it; and nothing that ends by then can
+    wait for what begins later, so that no circle comes of it.
+    """
+    rows: list[list[Op]] = [[] for _ in order.rows]
+    num_done = [0] * len(order.rows)
+    issued = 0
+    for meeting in order.meetings:
+        issued = max([issued, *(timed.started for timed in meeting.brought.values())])
+        for rank, (row, ran) in enumerate(zip(rows, order.rows, strict=True)):
+            own = meeting.brought.get(rank)
+            while num_done[rank] < len(ran) and (ran[num_done[rank]].ended <= issued or ran[num_done[rank]] is own):
+                row.append(ran[num_done[rank]].op)
+                num_done[rank] += 1
+            row.append(meeting.op)
+    for row, ran, done in zip(rows, order.rows, num_done, strict=True):
+        row += (timed.op for timed in ran[done:])
+    return rows
