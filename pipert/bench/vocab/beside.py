@@ -88,6 +88,7 @@ def _beside_peer(part: str, shape: Shape, device: torch.device) -> list[Figure]:
     extra = {side: rounds.extra_bytes(step) for side, step in steps.items()}
     if other.bounded:
         steps["bounded S+T"] = by_autograd(batch, functools.partial(bounded_loss, batch, extra["peer"]))
+        steps["bounded S+T"]()  # tuning and compiling may take more memory
         extra["bounded S+T"] = rounds.extra_bytes(steps["bounded S+T"])
     times = rounds.in_turns(steps, PEER_ROUNDS)
     rates = {side: _rates(shape, 3, times_ms) for side, times_ms in times.items()}
