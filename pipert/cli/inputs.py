@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import pathlib
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,21 @@ from pipert.errors import ConfigError
 if TYPE_CHECKING:
     from pipert.costs import Costs
 
+
+
+class VocabAlgorithm(str, enum.Enum):
+    """How the vocabulary is split over the ranks, if at all."""
+
+    OFF = "off"
+    ONE = "1"
+    TWO = "2"
+
+    @property
+    def number(self) -> int | None:
+        """The algorithm's number; None where the vocabulary is not split."""
+        return None if self is VocabAlgorithm.OFF else int(self.value)
+
+
 TARGET_HELP = (
     "A schedule's name (see `pipert schedules`), a Python file with a function that makes one (my.py, my.py:function), "
     "a schedule as PyTorch's CSV, or a plan file."
@@ -21,7 +37,9 @@ COSTS_HELP = (
     "Costs of a rank's whole share of one microbatch, e.g. F=1,I=1,W=1,p2p=0. Times, in one unit of your choice: F, I, "
     "W; B where it is not I + W, R where it is not F (or F and B alone: I and W are its halves). Transfers: p2p "
     "(latency), bandwidth, message_bytes. Memory: act (held from F to I), act_w (the part held on to W), act_kept (on "
-    "to the end). overlap (what an F_B pair takes of its sum), rank_speed=1:1:0.5:1, microbatch_scale=1:1.2:…"
+    "to the end). overlap (what an F_B pair takes of its sum), rank_speed=1:1:0.5:1, microbatch_scale=1:1.2:… "
+    "With --vocab-parallel: S and T (of any one rank), and maybe embed, embed_w, vembed, vbcast, vstats, vgrad, "
+    "vembed_grad (meetings of all ranks) and act_s (memory held from S to T)."
 )
 
 Target = Annotated[str, typer.Argument(metavar="NAME|FILE", help=TARGET_HELP)]
@@ -61,6 +79,16 @@ PostValidation = Annotated[
         "--post-validation",
         help="Step the optimizer in the plan, without waiting for all ranks, and validate that step in the next one. "
         "Costs: opt, validate.",
+    ),
+]
+VocabParallel = Annotated[
+    VocabAlgorithm,
+    typer.Option(
+        "--vocab-parallel",
+        help="Split the output layer and the input embedding over all ranks, by Algorithm 1 or 2 of arXiv 2411.05288: "
+        "every rank gets S (its shard's logits) and T (their gradients) for each microbatch. In 2, all ranks wait for "
+        "each other once less, S is longer and T may wait: the last stage's backward starts up to 1 microbatch later "
+        "than without (in 1: up to 2), and as many more are held. F, I and W are then those without the two layers.",
     ),
 ]
 HostCores = Annotated[

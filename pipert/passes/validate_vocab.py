@@ -44,7 +44,9 @@ def validate_vocab(program: Program) -> None:
     if not any(rows):
         return
     if len(set(program.paths)) > 1:
-        raise PlanError(f"{program.name}: expected one last stage, as there are passes over the vocabulary, got replicas")
+        raise PlanError(
+            f"{program.name}: expected one last stage, as there are passes over the vocabulary, got replicas"
+        )
     trains = any(part.kind in _STARTS_BACKWARD for row in program.ranks for op in row for part in op.unpacked)
     here = {op.kind for row in rows for op in row}
     kinds = [kind for group in _GROUPS if here & set(group) for kind in group if trains or kind not in _OF_BACKWARD]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipert.activation import Room
-from pipert.costs import Costs, VocabCosts
+from pipert.costs import Costs
 from pipert.ir import Op, Program
 from pipert.ir.replay import Value, makes, needs
 from pipert.ops import OpKind
@@ -75,10 +75,12 @@ class VocabClock:
         self, program: Program, algorithm: int, costs: Costs, rooms: Sequence[Room] = (), overrun: float = 0.0
     ) -> None:
         self._program, self._algorithm, self._costs, self._rooms = program, algorithm, costs, rooms
-        self._vocab = costs.vocab or VocabCosts()
+        self._vocab = costs.known_vocab
         self._stages = costs.for_plan(program)
         self._overrun = overrun
-        self._trains = any(part.kind is not OpKind.FORWARD for row in program.ranks for op in row for part in op.unpacked)
+        self._trains = any(
+            part.kind is not OpKind.FORWARD for row in program.ranks for op in row for part in op.unpacked
+        )
         self._entry, self._exit = program.rank_of(0, 0), program.rank_of(program.num_stages - 1, 0)
         self.rows: list[list[TimedOp]] = [[] for _ in program.ranks]
         self.meetings: list[TimedMeeting] = []

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from pipert.costs import StageCosts
+from pipert.engine.vocab import splits_vocabulary
 from pipert.errors import PipertError
 from pipert.plan import Plan
 from pipert.replicas import Replica
@@ -28,6 +29,7 @@ from pipert.train.resume import first_step
 from pipert.train.timed import TimedWork
 from pipert.train.training import Training
 from pipert.train.verify import Reference, compare, compare_parameters
+from pipert.train.verify_split import TOLERANCE, SplitReference
 from pipert.train.work import StepNote, Work
 
 
@@ -46,11 +48,12 @@ def run(config: TrainConfig, *, one_process: bool, console: Console) -> None:
     with joined(plan, one_process) as place:
         work = _work(config, plan, place, steps.start, device)
         if not one_process:
-            gc.freeze()  # what is there now stays: the collector need not walk it in every step, nor at the end
+            gc.freeze()  # what is there now stays: the collector need not walk it in every step
         try:
             _Job(config, plan, steps, place, device, work, console).run()
         finally:
             work.close()
+            gc.unfreeze()  # some extensions report what the end of the process finds frozen as leaked
 
 
 def _work(config: TrainConfig, plan: Plan, place: Place, first_step: int, device: torch.device) -> Work:
@@ -78,7 +81,10 @@ class _Job:
         self._leads = place.rank == 0
         tokens = config.batch_size * plan.num_microbatches * config.model.seq_len
         self._monitor = Monitor(plan, 0 if config.timed else tokens)
-        self._reference = Reference(config, plan, device) if config.verify and self._leads else None
+        verifies = config.verify and self._leads
+        splits = any(splits_vocabulary(plan))
+        self._reference = Reference(config, plan, device) if verifies and not splits else None
+        self._split_reference = SplitReference(config, plan, device) if verifies and splits else None
         self._fault: str | None = None  # where the pipeline first differed from the reference; known to rank 0
 
     def run(self) -> None:
@@ -106,6 +112,9 @@ class _Job:
         if self._reference is not None and self._fault is None:
             bits = [note.bits for note in notes if note.bits is not None]
             self._fault = compare(step, bits, self._reference.step(step))
+        if self._split_reference is not None and self._fault is None:
+            values = [note.values for note in notes if note.values is not None]
+            self._fault = self._split_reference.compare(step, values)
         return all(fault is None for _, fault in gathered)
 
     def _save(self, num_steps: int) -> None:
@@ -171,9 +180,14 @@ class _Job:
 
     def _judge(self, predicted: Report) -> None:
         """Say whether the run kept its promise."""
+        if self._fault is not None:
+            raise PipertError(f"not what a single process computes: {self._fault}")
+        if self._split_reference is not None:
+            self._console.print(
+                "every loss and gradient equals the unsplit model's, each step from equal parameters, to "
+                f"{self._split_reference.largest_difference:.1g} (relative; at most {TOLERANCE[self._config.dtype]:g})"
+            )
         if self._reference is not None:
-            if self._fault is not None:
-                raise PipertError(f"not what a single process computes: {self._fault}")
             self._console.print("every loss, gradient and parameter equals the single process's, bit for bit")
         if self._config.timed is not None:
             error = results.step_time_error(self._monitor, predicted)

@@ -41,7 +41,9 @@ def make_plan(config: TrainConfig, started_ranks: int | None) -> Plan:
         program = passes.recompute(program, range(program.num_stages))
     if config.post_validation:
         program = passes.post_validation(program)
-    if config.recompute or config.post_validation:
+    if config.vocab_parallel:
+        program = passes.vocab_parallel(program, config.vocab_parallel)
+    if config.recompute or config.post_validation or config.vocab_parallel:
         plan = compile(program)
     return plan
 
