@@ -9,6 +9,7 @@ import functools
 from pathlib import Path
 
 import torch
+
 from pipert.kernels.backend import Backend
 from pipert.kernels.gpu import products, rows
 from pipert.kernels.gpu.problem import ScoreProblem

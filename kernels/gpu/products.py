@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import triton
+
 from pipert.kernels.gpu import cublas
 from pipert.kernels.gpu.device.matmul import persistent_matmul
 from pipert.kernels.gpu.device_info import (
@@ -38,7 +39,7 @@ def multiply(exp_NV: torch.Tensor, w_VD: torch.Tensor, tuner: Tuner, num_sms: in
 def add_transposed(
     main_VD: torch.Tensor, exp_NV: torch.Tensor, scaled_ND: torch.Tensor, tuner: Tuner, num_sms: int | None
 ) -> None:
-    """``main += E'ᵀ scaled`` in place."""
+    """Do ``main += E'ᵀ scaled`` in place."""
     # A matrix of one row or column would be taken for a bias by torch, and go another way.
     if num_sms is None and min(main_VD.shape) > 1 and cublas.is_able(exp_NV.device):
         cublas.add_product(exp_NV.t(), scaled_ND, main_VD)
@@ -49,7 +50,7 @@ def add_transposed(
 def _persistent(
     a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tuner: Tuner, num_sms: int | None, *, transposed: bool
 ) -> None:
-    """``out = a b``, or ``out += aᵀ b``."""
+    """Do ``out = a b``, or ``out += aᵀ b``."""
     device, tma = a.device, can_use_tma(a, b)
     configs = (SMALL_TILES,) if INTERPRETED else product_configs(capability_major(device), tma=tma)
     named = {str(config): config for config in configs}
@@ -73,7 +74,7 @@ def run_persistent(
     transposed: bool,
     tma: bool,
 ) -> None:
-    """The same with these tiles."""
+    """Do so with these tiles."""
     (m, n), k = out.shape, b.shape[0]
     a_tile = (config.block_k, config.block_m) if transposed else (config.block_m, config.block_k)
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import triton
+
 from pipert.kernels.gpu.device.rows import add_target_rows, gather_rows, scale_rows
 from pipert.kernels.gpu.device.scatter import add_heads, add_runs, sort_tokens
 

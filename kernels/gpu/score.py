@@ -1,4 +1,4 @@
-"""S on the device, in either of two ways: a kernel of its own, or the library's products and one pass over their logits.
+"""S on the device, in either of two ways: one kernel, or the library's products and a pass over their logits.
 
 Both subtract a reference that a sample of the columns gives, and both end the same: the sums of the pieces are put
 together, rows whose maximum turns out too far above their reference are flagged, and those, if any, are done again by
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 import triton
+
 from pipert.kernels.gpu import cublas
 from pipert.kernels.gpu.device.exp_pass import exp_pass
 from pipert.kernels.gpu.device.finish import finish_statistics
@@ -21,7 +22,7 @@ from pipert.kernels.gpu.problem import UPCAST, ScoreProblem
 from pipert.kernels.gpu.tile_configs import INTERPRETED as SMALL_TILES
 from pipert.kernels.gpu.tile_configs import TileConfig, repair_config
 
-#: exp(z - reference) up to here: far from the ends of fp32, for the sums, E' W, and the coefficients' exp(reference - lse).
+#: z - reference up to here: far from the ends of fp32 for the sums, E' W and the coefficients' exp(reference - lse).
 MAX_GAP = 32.0
 _GROUP_M = 8
 _SAMPLE = 64
@@ -34,7 +35,7 @@ def exp_block(problem: ScoreProblem) -> int:
 
 def fused_parts(problem: ScoreProblem, config: TileConfig) -> int:
     """Return the pieces that the kernel cuts a row into."""
-    return triton.cdiv(problem.w_VD.shape[0], config.block_n)
+    return -(-problem.w_VD.shape[0] // config.block_n)
 
 
 def sample(problem: ScoreProblem) -> torch.Tensor:
