@@ -18,6 +18,7 @@ from pipert.kernels.gpu.device_info import (
     num_programs,
     tile_source,
 )
+from pipert.kernels.gpu.memory import empty
 from pipert.kernels.gpu.problem import UPCAST
 from pipert.kernels.gpu.tile_configs import INTERPRETED as SMALL_TILES
 from pipert.kernels.gpu.tile_configs import TileConfig, product_configs
@@ -28,7 +29,7 @@ _GROUP_M = 8
 
 def multiply(exp_NV: torch.Tensor, w_VD: torch.Tensor, tuner: Tuner, num_sms: int | None) -> torch.Tensor:
     """Return ``E' W`` in fp32."""
-    out_ND = exp_NV.new_empty((exp_NV.shape[0], w_VD.shape[1]), dtype=torch.float32)
+    out_ND = empty((exp_NV.shape[0], w_VD.shape[1]), torch.float32, exp_NV.device)
     if num_sms is None and cublas.is_able(exp_NV.device):
         cublas.multiply(exp_NV, w_VD, out_ND)
     else:
