@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
 from pipert.kernels.gpu.device.exp_pass import exp_pass
 from pipert.kernels.gpu.device.finish import finish_statistics
 from pipert.kernels.gpu.device.fused import fused_score
@@ -26,17 +30,14 @@ from pipert.kernels.gpu.device.rows import add_target_rows, gather_rows, scale_r
 from pipert.kernels.gpu.device.sample import sample_references
 from pipert.kernels.gpu.device.scatter import add_heads, add_runs, sort_tokens
 from pipert.kernels.gpu.tile_configs import TileConfig, product_configs, repair_config, score_configs
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
 #: Shared memory that a program may have, by compute capability.
 SHARED_LIMIT = {90: 227 * 1024, 80: 163 * 1024}
 _CAPABILITIES = tuple(SHARED_LIMIT)
 #: What is known of an argument by its name: matrices are aligned, and so are the rows that a vocabulary is padded to.
 _TYPES = {
-    "N": "i32", "V": "i32", "D": "i32", "M": "i32", "K": "i32", "num_real": "i32", "num_parts": "i32", "num_cols": "i32",
-    "first_row": "i32", "first_col": "i32", "soft_cap": "fp32", "max_gap": "fp32",
+    "N": "i32", "V": "i32", "D": "i32", "M": "i32", "K": "i32", "num_real": "i32", "num_parts": "i32",
+    "num_cols": "i32", "first_row": "i32", "first_col": "i32", "soft_cap": "fp32", "max_gap": "fp32",
     "local_N": "*i64", "order_N": "*i64", "sorted_N": "*i64", "flagged_N": "*i32",
     "statistics_4N": "*fp32", "statistics_KN": "*fp32", "partial_KPN": "*fp32", "logits_ptr": "*fp32",
     "product_ND": "*fp32", "main_VD": "*fp32", "heads_HD": "*fp32", "a_N": "*fp32", "b_N": "*fp32", "scale_N": "*fp32",

@@ -9,8 +9,10 @@ import functools
 from pathlib import Path
 
 import torch
+
 from pipert.kernels.backend import Backend
 from pipert.kernels.gpu import products, rows
+from pipert.kernels.gpu.memory import empty
 from pipert.kernels.gpu.problem import ScoreProblem
 from pipert.kernels.gpu.tuning import Tuner
 from pipert.kernels.gpu.ways import Route, run_score
@@ -51,7 +53,7 @@ class GpuBackend:
         Raises:
             ConfigError: ``max_workspace_bytes`` has no room for a row of tiles.
         """
-        out_NV = x_ND.new_empty((x_ND.shape[0], w_VD.shape[0]))
+        out_NV = empty((x_ND.shape[0], w_VD.shape[0]), x_ND.dtype, x_ND.device)
         problem = ScoreProblem(x_ND, w_VD, local_N, num_real, bias_V, soft_cap, int(sum_logits), out_NV)
         return out_NV, self._score(problem, max_workspace_bytes, num_sms)
 

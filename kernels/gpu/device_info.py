@@ -44,7 +44,7 @@ def can_use_tma(*matrices: torch.Tensor) -> bool:
 
 
 def tile_source(matrix: torch.Tensor, rows: int, cols: int, *, tma: bool) -> Any:
-    """Return what a kernel takes tiles of [rows, cols] from or puts them to: a descriptor where TMA, else the tensor."""
+    """Return what a kernel loads or stores tiles of [rows, cols] by: a descriptor where TMA, else the tensor."""
     if not tma:
         return matrix
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, cols])

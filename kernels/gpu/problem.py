@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import triton
+
 from pipert.kernels.gpu.device_info import INTERPRETED, can_use_tma, device_name
 from pipert.kernels.gpu.tuning import bucket
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import triton
+
 from pipert.kernels.gpu import cublas
 from pipert.kernels.gpu.device.matmul import persistent_matmul
 from pipert.kernels.gpu.device_info import (
@@ -17,6 +18,7 @@ from pipert.kernels.gpu.device_info import (
     num_programs,
     tile_source,
 )
+from pipert.kernels.gpu.memory import empty
 from pipert.kernels.gpu.problem import UPCAST
 from pipert.kernels.gpu.tile_configs import INTERPRETED as SMALL_TILES
 from pipert.kernels.gpu.tile_configs import TileConfig, product_configs
@@ -27,7 +29,7 @@ _GROUP_M = 8
 
 def multiply(exp_NV: torch.Tensor, w_VD: torch.Tensor, tuner: Tuner, num_sms: int | None) -> torch.Tensor:
     """Return ``E' W`` in fp32."""
-    out_ND = exp_NV.new_empty((exp_NV.shape[0], w_VD.shape[1]), dtype=torch.float32)
+    out_ND = empty((exp_NV.shape[0], w_VD.shape[1]), torch.float32, exp_NV.device)
     if num_sms is None and cublas.is_able(exp_NV.device):
         cublas.multiply(exp_NV, w_VD, out_ND)
     else:
@@ -38,7 +40,7 @@ def multiply(exp_NV: torch.Tensor, w_VD: torch.Tensor, tuner: Tuner, num_sms: in
 def add_transposed(
     main_VD: torch.Tensor, exp_NV: torch.Tensor, scaled_ND: torch.Tensor, tuner: Tuner, num_sms: int | None
 ) -> None:
-    """``main += E'ᵀ scaled`` in place."""
+    """Do ``main += E'ᵀ scaled`` in place."""
     # A matrix of one row or column would be taken for a bias by torch, and go another way.
     if num_sms is None and min(main_VD.shape) > 1 and cublas.is_able(exp_NV.device):
         cublas.add_product(exp_NV.t(), scaled_ND, main_VD)
@@ -49,7 +51,7 @@ def add_transposed(
 def _persistent(
     a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, tuner: Tuner, num_sms: int | None, *, transposed: bool
 ) -> None:
-    """``out = a b``, or ``out += aᵀ b``."""
+    """Do ``out = a b``, or ``out += aᵀ b``."""
     device, tma = a.device, can_use_tma(a, b)
     configs = (SMALL_TILES,) if INTERPRETED else product_configs(capability_major(device), tma=tma)
     named = {str(config): config for config in configs}
@@ -73,7 +75,7 @@ def run_persistent(
     transposed: bool,
     tma: bool,
 ) -> None:
-    """The same with these tiles."""
+    """Do so with these tiles."""
     (m, n), k = out.shape, b.shape[0]
     a_tile = (config.block_k, config.block_m) if transposed else (config.block_m, config.block_k)
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)

@@ -1,4 +1,4 @@
-"""S on the device, in either of two ways: a kernel of its own, or the library's products and one pass over their logits.
+"""S on the device, in either of two ways: one kernel, or the library's products and a pass over their logits.
 
 Both subtract a reference that a sample of the columns gives, and both end the same: the sums of the pieces are put
 together, rows whose maximum turns out too far above their reference are flagged, and those, if any, are done again by
@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import torch
 import triton
+
 from pipert.kernels.gpu import cublas
 from pipert.kernels.gpu.device.exp_pass import exp_pass
 from pipert.kernels.gpu.device.finish import finish_statistics
 from pipert.kernels.gpu.device.fused import fused_score
 from pipert.kernels.gpu.device.sample import sample_references
 from pipert.kernels.gpu.device_info import INTERPRETED, capability_major, num_programs, tile_source
+from pipert.kernels.gpu.memory import empty
 from pipert.kernels.gpu.problem import UPCAST, ScoreProblem
 from pipert.kernels.gpu.tile_configs import INTERPRETED as SMALL_TILES
 from pipert.kernels.gpu.tile_configs import TileConfig, repair_config
 
-#: exp(z - reference) up to here: far from the ends of fp32, for the sums, E' W, and the coefficients' exp(reference - lse).
+#: z - reference up to here: far from the ends of fp32 for the sums, E' W and the coefficients' exp(reference - lse).
 MAX_GAP = 32.0
 _GROUP_M = 8
 _SAMPLE = 64
@@ -34,13 +36,13 @@ def exp_block(problem: ScoreProblem) -> int:
 
 def fused_parts(problem: ScoreProblem, config: TileConfig) -> int:
     """Return the pieces that the kernel cuts a row into."""
-    return triton.cdiv(problem.w_VD.shape[0], config.block_n)
+    return -(-problem.w_VD.shape[0] // config.block_n)
 
 
 def sample(problem: ScoreProblem) -> torch.Tensor:
     """Return new statistics [4, N], with the references in."""
     n, d = problem.x_ND.shape
-    statistics_4N = problem.x_ND.new_empty((4, n), dtype=torch.float32)
+    statistics_4N = empty((4, n), torch.float32, problem.x_ND.device)
     sample_references[(triton.cdiv(n, 32),)](
         problem.x_ND, problem.w_VD, problem.bias_or_any, statistics_4N, n, d, problem.num_real, problem.cap,
         BLOCK_R=32, BLOCK_C=_SAMPLE, BLOCK_K=64, BIAS=problem.flags["BIAS"], CAP=problem.flags["CAP"], UPCAST=UPCAST,
@@ -82,7 +84,7 @@ def run_library(
     store = problem.out_NV is not None
     out = problem.x_ND if problem.out_NV is None else problem.out_NV
     chunk_rows, chunk_cols = min(shape[0], n), min(shape[1], v)
-    workspace = statistics_4N.new_empty(chunk_rows * chunk_cols)
+    workspace = empty((chunk_rows * chunk_cols,), torch.float32, statistics_4N.device)
     for row in range(0, n, chunk_rows):
         for col in range(0, v, chunk_cols):
             rows, cols = min(chunk_rows, n - row), min(chunk_cols, v - col)
@@ -129,13 +131,13 @@ def repair_config_of(problem: ScoreProblem) -> TileConfig:
 
 def partial_sums(problem: ScoreProblem, num_parts: int) -> torch.Tensor:
     """Return room for the sums of all pieces of all rows."""
-    return problem.x_ND.new_empty((problem.num_sums, num_parts, problem.num_tokens), dtype=torch.float32)
+    return empty((problem.num_sums, num_parts, problem.num_tokens), torch.float32, problem.x_ND.device)
 
 
 def score_rows(problem: ScoreProblem, way: TileConfig | tuple[int, int], num_sms: int | None) -> torch.Tensor:
     """Do S for tokens whose sums fit in the workspace: by the kernel with these tiles, or by chunks of this shape."""
     statistics_4N = sample(problem)
-    flagged_N = torch.empty_like(problem.local_N, dtype=torch.int32)
+    flagged_N = empty((problem.num_tokens,), torch.int32, statistics_4N.device)
     if isinstance(way, TileConfig):
         partial_KPN = partial_sums(problem, fused_parts(problem, way))
         run_fused(problem, statistics_4N, partial_KPN, way, num_sms)

@@ -42,7 +42,7 @@ _POINTERS = TileConfig(128, 128, 64, num_warps=8, num_stages=3)
 _POINTERS_WIDE = TileConfig(128, 256, 64, num_warps=8, num_stages=3)
 _AMPERE = TileConfig(128, 128, 32, num_warps=8, num_stages=4)
 _AMPERE_WIDE = TileConfig(128, 256, 32, num_warps=8, num_stages=3)
-INTERPRETED = TileConfig(16, 32, 16, num_warps=1, num_stages=1)
+INTERPRETED = TileConfig(16, 64, 32, num_warps=1, num_stages=1)
 
 #: Rows of a tile, in every configuration for a device: a row is done again with all others of its tile.
 BLOCK_M = 128

@@ -30,9 +30,9 @@ def bucket(size: int) -> int:
 class Tuner:
     """Chooses among named ways, and remembers.
 
-    Nothing is measured where it cannot or must not be: in the interpreter, while a graph is captured, and where torch
-    is asked for deterministic algorithms, since what is fastest may differ between runs, and its last bits with it. Then
-    the first way is taken, unless (but for determinism) an earlier run has chosen.
+    Nothing is measured where torch is asked for deterministic algorithms, since what is fastest may differ between
+    runs, and the last bits with it: then it is always the first way. Nor in the interpreter, or while a graph is
+    captured: then it is the first way unless one has been chosen before.
 
     Args:
         path: the file of choices; one that cannot be read or written is done without.
@@ -95,14 +95,15 @@ def _measure(run: Callable[[str], object], name: str) -> float:
     try:
         for _ in range(_WARMUPS):
             run(name)
-        times = []
-        for _ in range(_ROUNDS):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            run(name)
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        return statistics.median(times)
+        return statistics.median(_time(run, name) for _ in range(_ROUNDS))
     except Exception:  # whatever the compiler, the driver or the allocator raises: this way is not for this device
         return float("inf")
+
+
+def _time(run: Callable[[str], object], name: str) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    run(name)
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))

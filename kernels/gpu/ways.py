@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+
 from pipert.errors import ConfigError
 from pipert.kernels.gpu import cublas
 from pipert.kernels.gpu.device_info import INTERPRETED, capability_major

@@ -27,8 +27,8 @@ def rows_at_a_time(problem: ScoreProblem, num_parts: int, max_workspace_bytes: i
     tiles = min(limit // 4, 2**30) // of_a_tile
     if tiles < 1:
         raise ConfigError(
-            f"max_workspace_bytes must be at least {4 * of_a_tile} for a shard of {problem.w_VD.shape[0]} rows, "
-            f"not {limit}; give more, or None for {DEFAULT_BYTES}"
+            f"max_workspace_bytes leaves {limit} bytes to S, which needs at least {4 * of_a_tile} for a shard of "
+            f"{problem.w_VD.shape[0]} rows; give more, or None for {DEFAULT_BYTES}"
         )
     return tiles * BLOCK_M
 

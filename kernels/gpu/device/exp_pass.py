@@ -5,6 +5,7 @@ Shapes: N tokens, V rows of the shard, C columns of a block; K = 3 sums of P blo
 
 import triton
 import triton.language as tl
+
 from pipert.kernels.gpu.device.logits import exp_and_sums, take_target, target_logits
 
 

@@ -5,6 +5,7 @@ Shapes: N tokens, D hidden, V rows of the shard; R rows and C columns of a tile;
 
 import triton
 import triton.language as tl
+
 from pipert.kernels.gpu.device.logits import exp_and_sums, take_target, target_logits
 from pipert.kernels.gpu.device.tiles import halves, multiply, tile_of
 
@@ -50,14 +51,15 @@ def store_half(
     ROWS: tl.constexpr, COLS: tl.constexpr,
     BIAS: tl.constexpr, CAP: tl.constexpr, EXTRA: tl.constexpr, STORE: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """The same in two pieces, one after the other, which needs fewer registers and less shared memory."""
+    """Do so in two pieces, one after the other, which needs fewer registers and less shared memory."""
     left_RC, right_RC = halves(raw_RC, ROWS, COLS)
     sum_R, max_R, extra_R, target_R = store_piece(
         left_RC, first_row, first_col, reference_R, local_R, masked, out, bias_ptr, N, V, num_real, soft_cap,
         ROWS, COLS // 2, BIAS, CAP, EXTRA, STORE, TMA,
     )  # fmt: skip
     sum2_R, max2_R, extra2_R, target2_R = store_piece(
-        right_RC, first_row, first_col + COLS // 2, reference_R, local_R, masked, out, bias_ptr, N, V, num_real, soft_cap,
+        right_RC, first_row, first_col + COLS // 2, reference_R, local_R, masked, out, bias_ptr, N, V, num_real,
+        soft_cap,
         ROWS, COLS // 2, BIAS, CAP, EXTRA, STORE, TMA,
     )  # fmt: skip
     return sum_R + sum2_R, tl.maximum(max_R, max2_R), extra_R + extra2_R, target_R + target2_R
@@ -101,7 +103,8 @@ def fused_score(
                 BLOCK_M, BLOCK_N // 2, BIAS, CAP, EXTRA, STORE, TMA,
             )  # fmt: skip
             sum2_R, max2_R, extra2_R, target2_R = store_half(
-                right_RC, first_m, first_n + BLOCK_N // 2, reference_R, local_R, masked, out, bias_ptr, N, V, num_real, soft_cap,
+                right_RC, first_m, first_n + BLOCK_N // 2, reference_R, local_R, masked, out, bias_ptr, N, V, num_real,
+                soft_cap,
                 BLOCK_M, BLOCK_N // 2, BIAS, CAP, EXTRA, STORE, TMA,
             )  # fmt: skip
             partial = partial_KPN + tile_n * N + row_R

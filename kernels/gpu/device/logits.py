@@ -1,7 +1,7 @@
 """From a tile of raw logits to E' and its statistics: the arithmetic of S, in fp32.
 
-A row's target is taken out of its tile first: its entry of E' is 0, and its share of the sums is added where the sums of
-all tiles are put together (``finish.py``).
+A row's target is taken out of its tile first: its entry of E' is 0, and its share of the sums is added where the sums
+of all tiles are put together (``finish.py``).
 
 Shapes: R rows (tokens) and C columns (rows of the shard) of a tile.
 """
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def take_target(raw_RC, first_col, local_R, num_real, COLS: tl.constexpr):
-    """Return the tile with -inf at the targets and in columns that are padding, and the targets' raw logits (else 0)."""
+    """Return the tile with -inf at the targets and in columns of padding, and the targets' raw logits (else 0)."""
     col_C = first_col + tl.arange(0, COLS)
     is_target_RC = col_C[None, :] == local_R[:, None]
     target_R = tl.sum(tl.where(is_target_RC, raw_RC, 0.0), 1)

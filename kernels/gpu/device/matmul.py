@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from pipert.kernels.gpu.device.tiles import halves, multiply, tile_of
 
 
@@ -23,7 +24,7 @@ def put_piece(
 def put_half(
     tile_RC, out_ptr, first_m, first_n, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, ACCUMULATE: tl.constexpr
 ):  # fmt: skip
-    """The same in two pieces, one after the other, which needs less shared memory."""
+    """Do so in two pieces, one after the other, which needs less shared memory."""
     left_RC, right_RC = halves(tile_RC, ROWS, COLS)
     put_piece(left_RC, out_ptr, first_m, first_n, M, N, ROWS, COLS // 2, ACCUMULATE)
     put_piece(right_RC, out_ptr, first_m, first_n + COLS // 2, M, N, ROWS, COLS // 2, ACCUMULATE)

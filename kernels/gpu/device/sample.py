@@ -9,6 +9,7 @@ Shapes: N tokens, D hidden, V rows of the shard, C columns of the sample, R rows
 
 import triton
 import triton.language as tl
+
 from pipert.kernels.gpu.device.logits import cap_logits
 
 

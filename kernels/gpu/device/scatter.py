@@ -1,9 +1,9 @@
 """Rows added to the rows of a matrix that their tokens name, in the same order every time, without atomics.
 
 The tokens are sorted by target, stably. First, each block of B sorted tokens is summed run by run: a run's sum is added
-to its row of the matrix, but where the run began in an earlier block, to that block's entry of ``heads``. Then the block
-in which a run began adds the heads of the blocks that it goes on in. So no program walks more than B tokens one by one,
-and each row of the matrix has one writer at a time.
+to its row of the matrix, but where the run began in an earlier block, it is put into the block's entry of ``heads``.
+Then the block in which a run began adds the heads of the blocks that it goes on in. So no program walks more than B
+tokens one by one, and each row of the matrix has one writer at a time.
 
 Shapes: N tokens, D hidden, V rows of the shard, B tokens of a block, H = ceil(N / B) blocks, C columns of a program.
 """
@@ -52,7 +52,7 @@ def add_runs(
             if SCALE:
                 row *= tl.load(scale_N + token)
             acc += row
-            if (target != tl.load(sorted_N + place + 1, mask=place + 1 < end, other=-2)):
+            if target != tl.load(sorted_N + place + 1, mask=place + 1 < end, other=-2):
                 if begun:
                     tl.store(heads_HD + block.to(tl.int64) * D + col, acc, mask=inside)
                 elif target >= 0:

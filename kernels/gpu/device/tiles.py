@@ -33,7 +33,7 @@ def load_tile(
 
 @triton.jit
 def tile_of(index, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """Say which tile a program does as its ``index``-th: GROUP_M rows of tiles together, so that L2 serves both sides."""
+    """Say which tile is the ``index``-th: GROUP_M rows of tiles go together, so that L2 serves both sides."""
     per_group = GROUP_M * tiles_n
     first_m = (index // per_group) * GROUP_M
     rows = tl.minimum(tiles_m - first_m, GROUP_M)
