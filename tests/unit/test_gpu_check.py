@@ -1,6 +1,7 @@
 """The parts of `make gpu` that need no GPU: its rows, its time, its pictures, and the filing of its results."""
 
 import json
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -9,7 +10,7 @@ from unittest.mock import MagicMock
 
 import gpu_check
 import pytest
-from gpucheck import benching, machine, plots, record, sanitizing, testing, training
+from gpucheck import benching, building, machine, plots, record, sanitizing, testing, training
 from gpucheck.place import Done, Place
 from gpucheck.rows import Row, table
 
@@ -89,6 +90,19 @@ def test_steps_go_on_after_one_that_breaks_and_share_the_time(place, monkeypatch
 def test_every_part_fits_into_nine_minutes():
     for names in gpu_check.PARTS.values():
         assert sum(gpu_check.STEPS[name].least_s for name in names) < gpu_check.LIMIT_S < 530
+
+
+def test_the_kernels_can_be_imported_from_a_tree_that_is_not_installed(tmp_path):
+    for folder in ("pipert", "kernels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("")
+    (tmp_path / "kernels" / "found.py").write_text("print('here')")
+    for _ in range(2):  # a second check finds the link
+        building.link_kernels(tmp_path)
+    # without site-packages, where this tree is installed
+    command = [sys.executable, "-S", "-c", "import pipert.kernels.found"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert done.stdout == "here\n"
 
 
 REPORT = """
