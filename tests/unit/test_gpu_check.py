@@ -101,7 +101,7 @@ def test_the_kernels_can_be_imported_from_a_tree_that_is_not_installed(tmp_path)
         building.link_kernels(tmp_path)
     # without site-packages, where this tree is installed
     command = [sys.executable, "-S", "-c", "import pipert.kernels.found"]
-    done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env={})
     assert done.stdout == "here\n"
 
 
