@@ -173,9 +173,8 @@ class _ClockedOutput(OutputShard):
             return super().score(x_ND, targets_N, algorithm=algorithm)
 
     def input_grad(self, state: ScoreState, *arguments: Any, **options: Any) -> Tensor:
-        # In Algorithm 1 T begins with it; in 2 it is next to nothing, and part of a meeting.
-        begins_t = state.product_ND is None
-        with self._clock.noting("T" if begins_t else "input_grad"):
+        # In Algorithm 1 T begins with it; in 2 it is elementwise, and VGRAD begins with it.
+        with self._clock.noting("T" if state.product_ND is None else "vgrad"):
             return super().input_grad(state, *arguments, **options)
 
     def add_weight_grad(self, state: ScoreState, *arguments: Any, **options: Any) -> None:

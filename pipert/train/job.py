@@ -96,9 +96,11 @@ class _Job:
                 if self._leads:
                     display.update(step, self._monitor)
                 self._save(step + 1)
-        stage_costs = self._finish()
+        stage_costs, vocab_costs = self._finish()
         if folder is not None:
-            predicted = predict(self._plan, self._costs(stage_costs), one_process=self._place.group is None)
+            predicted = predict(
+                self._plan, self._costs(stage_costs, vocab_costs), one_process=self._place.group is None
+            )
             self._write(folder, predicted)
             self._judge(predicted)
 
@@ -124,19 +126,21 @@ class _Job:
             if self._leads:
                 self._console.print(f"saved {folder}", highlight=False)
 
-    def _finish(self) -> list[dict[Replica, StageCosts]]:
+    def _finish(self) -> tuple[list[dict[Replica, StageCosts]], list[dict[str, float]]]:
         """Compare the parameters; return what each process's ops cost, where it measured that."""
-        gathered = self._place.gather((self._work.costs(), self._work.digests()))
+        gathered = self._place.gather((self._work.costs(), self._work.vocab_costs(), self._work.digests()))
         if self._reference is not None and self._fault is None:
-            digests = [each for _, each in gathered]
+            digests = [each for _, _, each in gathered]
             self._fault = compare_parameters(digests, self._reference.parameters())
-        return [costs for costs, _ in gathered]
+        return [costs for costs, _, _ in gathered], [shard for _, shards, _ in gathered for shard in shards]
 
-    def _costs(self, measured: list[dict[Replica, StageCosts]]) -> Costs:
+    def _costs(self, measured: list[dict[Replica, StageCosts]], shards: list[dict[str, float]]) -> Costs:
         """Return what the prediction is made from."""
         if self._config.device != "cpu":
             return calibrate(self._monitor.typical_report.trace)
-        return timed_costs(self._config) or measured_costs(self._plan, measured, shared_cores(self._plan.num_ranks))
+        return timed_costs(self._config) or measured_costs(
+            self._plan, measured, shards, shared_cores(self._plan.num_ranks)
+        )
 
     def _write(self, folder: Path, predicted: Report) -> None:
         monitor, plan = self._monitor, self._plan
