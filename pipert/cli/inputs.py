@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pipert.costs import Costs
 
 
-
 class VocabAlgorithm(str, enum.Enum):
     """How the vocabulary is split over the ranks, if at all."""
 

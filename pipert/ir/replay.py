@@ -83,7 +83,9 @@ def _facts(op: Op, program: Program, met: OpKind | None) -> set[Fact]:
     if op.kind is OpKind.SCORE:
         needed.add((False, last, op.microbatch))
     from_all = [(OpKind.SCORE, op.microbatch)] if op.kind is OpKind.SCORE_W else []
-    from_all += [(met, part.microbatch) for part in op.unpacked if met and part.kind in _MAKES_GRAD and part.stage == last]
+    from_all += [
+        (met, part.microbatch) for part in op.unpacked if met and part.kind in _MAKES_GRAD and part.stage == last
+    ]
     return needed | {Op(kind, rank, mb) for kind, mb in from_all for rank in range(program.num_ranks)}
 
 

@@ -78,7 +78,9 @@ class VocabClock:
         self._vocab = costs.known_vocab
         self._stages = costs.for_plan(program)
         self._overrun = overrun
-        self._trains = any(part.kind is not OpKind.FORWARD for row in program.ranks for op in row for part in op.unpacked)
+        self._trains = any(
+            part.kind is not OpKind.FORWARD for row in program.ranks for op in row for part in op.unpacked
+        )
         self._entry, self._exit = program.rank_of(0, 0), program.rank_of(program.num_stages - 1, 0)
         self.rows: list[list[TimedOp]] = [[] for _ in program.ranks]
         self.meetings: list[TimedMeeting] = []

@@ -9,9 +9,7 @@ from pipert.errors import ConfigError
 from pipert.tune.profile import Layer
 
 
-def split_vocabulary(
-    layers: Sequence[Layer], num_ranks: int, algorithm: int
-) -> tuple[tuple[Layer, ...], VocabCosts]:
+def split_vocabulary(layers: Sequence[Layer], num_ranks: int, algorithm: int) -> tuple[tuple[Layer, ...], VocabCosts]:
     """Take the first and the last layer from a profile, and give every rank its share of them.
 
     The output layer's F is its logits, its I and W are the two products of the backward: S is F, in Algorithm 2 also I,
