@@ -40,7 +40,6 @@ def coefficients(
     options: LossOptions,
     *,
     vocab_size: int,
-    logprob_grad_N: torch.Tensor | None = None,
 ) -> Coefficients:
     """Compute the coefficients of one shard.
 
@@ -50,14 +49,11 @@ def coefficients(
         loss_grad_N: dL/d(loss of the token), its weight and all scales included; 0 for an ignored token.
         options: what the loss has beside the plain cross entropy.
         vocab_size: real rows of the whole vocabulary, for label smoothing.
-        logprob_grad_N: dL/d(log-probability of the target), if that is used too; 0 for an ignored token.
     """
     lse_N = all_shards.lse_N
     epsilon, zloss = options.label_smoothing, options.z_loss
     u_N = loss_grad_N * (1 + 2 * zloss * lse_N) if zloss else loss_grad_N
     t_N = loss_grad_N * (1 - epsilon) if epsilon else loss_grad_N
-    if logprob_grad_N is not None:
-        u_N, t_N = u_N - logprob_grad_N, t_N - logprob_grad_N
     z_N = all_shards.target_N
     # An ignored token has no target logit, but 0 in its place: without the bound, exp could be infinite.
     b_N = u_N * (z_N - lse_N).clamp(max=0).exp() - t_N
