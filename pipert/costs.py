@@ -309,8 +309,8 @@ class Costs:
         """Costs per rank from ``"F=1,I=1,W=1,p2p=0,act=1,act_w=0.37"``; the names are the arguments of `per_rank`.
 
         ``rank_speed`` and ``microbatch_scale`` are lists: ``rank_speed=1:1:0.5:1``. Of the times give F, I and W, and
-        B where it is not I + W; or F and B, of which I and W are then the halves; or none, and F = I = W = S = T = 1. The
-        names of `VocabCosts` are for plans with passes over the vocabulary: S and T, and maybe more.
+        B where it is not I + W; or F and B, of which I and W are then the halves; or none, and F = I = W = S = T = 1.
+        Plans with passes over the vocabulary need the names of `VocabCosts`, too: S and T, and maybe more.
 
         Raises:
             ConfigError: an item is malformed, unknown, missing or given twice; the message names it.
@@ -325,8 +325,8 @@ class Costs:
 
         Where stages differ, each has a ``[[stage]]`` table with the names of `StageCosts`, and only what is common to
         all stands at the top: ``p2p``, ``bandwidth``, ``message_bytes``, ``host_cores``, ``rank_speed``, ``overlap``,
-        the names of `VocabCosts` and, unless the tables have their own, ``microbatch_scale``. An edge with another speed has a ``[[link]]``
-        table: ``src`` and ``dst`` (ranks), ``latency`` and ``bandwidth``.
+        the names of `VocabCosts` and, unless the tables have their own, ``microbatch_scale``. An edge with another
+        speed has a ``[[link]]`` table: ``src`` and ``dst`` (ranks), ``latency`` and ``bandwidth``.
 
         Raises:
             ConfigError: the file cannot be read, is not TOML, or holds something else than the above, or too little.

@@ -56,7 +56,7 @@ class Source:
         return Source(self.place, post_validation(self.program()))
 
     def with_vocab_parallel(self, algorithm: int, costs: Costs | None, memory_limit: float | None = None) -> Source:
-        """Return the same program with its vocabulary split over the ranks; see :func:`pipert.passes.vocab_parallel`."""
+        """Return the same program with its vocabulary split over the ranks: :func:`pipert.passes.vocab_parallel`."""
         return Source(self.place, vocab_parallel(self.program(), algorithm, costs, memory_limit))
 
     def plan(self) -> Plan:

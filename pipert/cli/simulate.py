@@ -61,7 +61,8 @@ def simulate(
 
     pipert simulate zb-v --ranks 4 --microbatches 8 --costs-from runs/latest/trace.json
 
-    pipert simulate zb-v --ranks 8 --microbatches 128 --vocab-parallel 1 --costs-file profiles/vocab/256k-algorithm-1.toml
+    pipert simulate zb-v --ranks 8 --microbatches 128 --vocab-parallel 1 --costs-file \
+    profiles/vocab/256k-algorithm-1.toml
 
     pipert simulate runs/latest/trace.json --explain
     """

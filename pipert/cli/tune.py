@@ -55,8 +55,8 @@ def tune(
     vocab_parallel: Annotated[
         inputs.VocabAlgorithm,
         typer.Option(
-            help="Split the profile's first and last layers, the input embedding and the output layer, over all ranks, by "
-            "Algorithm 1 or 2 of arXiv 2411.05288; partition and placement are then those of the layers in between.",
+            help="Split the profile's first and last layers, the input embedding and the output layer, over all ranks, "
+            "by Algorithm 1 or 2 of arXiv 2411.05288; partition and placement are then those of the layers in between.",
         ),
     ] = inputs.VocabAlgorithm.OFF,
     time_limit: TimeLimit = None,

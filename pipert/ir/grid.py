@@ -14,9 +14,9 @@ def grid(program: Program, *, width: int | None = 100) -> str:
     """Draw the compute ops of ``program`` on an ideal clock, where F, I, W, R, S and T take one step and B takes two.
 
     The stage is left out of the ops where rank r holds stage r and no other, and of S and T, which are of the row's
-    rank. Lookups in a split embedding and meetings of all ranks take no time, and are left out. An op has a prime where its microbatch
-    takes the second path (two for the third). A dash continues an op to the left of it, a dot is idle. A program that
-    cannot run to its end is drawn as far as it gets, with the ops that are stuck.
+    rank. Lookups in a split embedding and meetings of all ranks take no time, and are left out. An op has a prime where
+    its microbatch takes the second path (two for the third). A dash continues an op to the left of it, a dot is idle. A
+    program that cannot run to its end is drawn as far as it gets, with the ops that are stuck.
 
     Args:
         program: need not be valid.

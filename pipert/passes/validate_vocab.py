@@ -34,8 +34,8 @@ def validate_vocab(program: Program) -> None:
 
     Of the output layer's, and of the input embedding's, every rank has either none, or all once for every microbatch
     (those of the gradient if the program trains), in the order that :func:`pipert.passes.vocab_parallel` gives them. T
-    stands before ``VGRAD`` everywhere (Algorithm 1), or after it everywhere (Algorithm 2). All ranks have the same order
-    of meetings.
+    stands before ``VGRAD`` everywhere (Algorithm 1), or after it everywhere (Algorithm 2). All ranks have the same
+    order of meetings.
 
     Raises:
         PlanError: naming rank, op, what was expected and what was found.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 
 from pipert.activation import Room, peak_activation
 from pipert.costs import Costs, StageCosts, VocabCosts, tolerated
@@ -22,7 +21,7 @@ NUM_BARRIERS = {1: 2, 2: 1}
 """Per algorithm, how often all ranks wait for each other between the last stage's forward and its backward."""
 _OVERRUNS = (0.0, 0.5)
 _WORTH = 1e-3
-"""By so much of the step a backward that starts an interval later must shorten it: a microbatch of memory is its price."""
+"""An interval later must make the step shorter by this share of it: its price is a microbatch of memory."""
 _MAX_OPS = 40_000
 """Of larger programs fewer orders are tried."""
 
@@ -38,18 +37,18 @@ def vocab_parallel(
     """Give every rank of ``program`` its passes over its shard of the vocabulary, and the meetings that they need.
 
     Per microbatch m: ``rEMBEDm`` on every rank r, then ``VEMBEDm``, before ``0Fm``; ``VBCASTm`` after the last stage's
-    forward; ``rSm`` on every rank, ``VSTATSm``. In Algorithm 1 ``rTm`` on every rank, which makes the gradients of X and
-    of the weight, then ``VGRADm``; in Algorithm 2 ``VGRADm`` at once, and ``rTm``, the weight's gradient alone, at any
-    time after it. Then the last stage's backward; after that of stage 0 ``VEMBED_GRADm``, and ``rEMBED_Wm`` at any time.
-    A program without backward gets what comes before T.
+    forward; ``rSm`` on every rank, ``VSTATSm``. In Algorithm 1 ``rTm`` on every rank, which makes the gradients of X
+    and of the weight, then ``VGRADm``; in Algorithm 2 ``VGRADm`` at once, and ``rTm``, the weight's gradient alone, at
+    any time after it. Then the last stage's backward; after that of stage 0 ``VEMBED_GRADm``, and ``rEMBED_Wm`` at any
+    time. A program without backward gets what comes before T.
 
     As in the paper, backwards start up to so many intervals later as there are barriers: two in Algorithm 1, one in
     Algorithm 2, where an interval is the time of a microbatch. So no rank holds more than that many microbatches more
-    than before. The paper's building blocks have a fixed place for S and T in the interval; here a clock with the costs
-    at hand finds the places, in whatever program: S as soon as its input has arrived, T in Algorithm 2 (and weight
-    gradients, if that is better than where they stood) where the rank would wait or needs the memory. Backwards start an
-    interval later only where that makes the step shorter by a thousandth at least: programs that cut the backward often
-    need no more memory than before.
+    than before, of whatever the fullest one held. The paper's building blocks have a place for S and T in the interval;
+    here a clock with the costs at hand finds the places, in whatever program: S as soon as its input has arrived, T in
+    Algorithm 2 (and weight gradients, if that is better than where they stood) where the rank would wait, or needs the
+    memory. Backwards start an interval later only where that makes the step shorter by a thousandth at least: programs
+    that cut the backward often need no more memory than before.
 
     Args:
         program: without replicas, collectives and post-validation.
@@ -65,26 +64,25 @@ def vocab_parallel(
     """
     costs = costs or Costs.per_rank(vocab=VocabCosts())
     _check(program, algorithm)
-    best = None
-    least = math.inf
+    best: tuple[float, Program] | None = None
+    peaks: list[float] = []
     for num_late in range(NUM_BARRIERS[algorithm] + 1 if _trains(program) else 1):
         for order in sorted(_orders(program, algorithm, costs, num_late, embedding=embedding), key=_makespan):
-            name = f"{program.name}-vocab-{algorithm}"
-            made = dataclasses.replace(program, name=name, ranks=tuple(map(tuple, _rows(order))))
-            peak = 0.0 if memory_limit is None else max(peak_activation(made, costs))
-            least = min(least, peak)
-            if peak <= tolerated(memory_limit):
+            rows = tuple(map(tuple, _rows(order)))
+            made = dataclasses.replace(program, name=f"{program.name}-vocab-{algorithm}", ranks=rows)
+            peaks.append(max(peak_activation(made, costs)))
+            if peaks[-1] <= tolerated(memory_limit):
                 if best is None or order.makespan < best[0] * (1 - _WORTH):
                     best = order.makespan, made
                 break
-    if best is None and least < math.inf:
-        raise ConfigError(
-            f"{program.name} with its passes over the vocabulary holds {least:g} at least on its fullest rank, more than "
-            f"the memory limit of {memory_limit:g}"
-        )
-    if best is None:
+    if best is not None:
+        return best[1]
+    if not peaks:
         raise PlanError(f"{program.name} waits in a circle, with or without its passes over the vocabulary")
-    return best[1]
+    raise ConfigError(
+        f"{program.name} with its passes over the vocabulary holds {min(peaks):g} or more on its fullest rank, but the "
+        f"memory limit is {memory_limit:g}"
+    )
 
 
 def _check(program: Program, algorithm: int) -> None:
@@ -101,8 +99,8 @@ def _check(program: Program, algorithm: int) -> None:
         )
     if len(set(program.paths)) > 1:
         raise ConfigError(
-            f"{program.name} has replicas of its stages, so there is no one last stage whose output all ranks could wait "
-            "for; vocabulary parallelism is for schedules with one path"
+            f"{program.name} has replicas of its stages, so that there is not one last stage for whose output all "
+            "ranks can wait; vocabulary parallelism is for schedules with one path"
         )
     validate(program)
 
@@ -130,7 +128,7 @@ def _makespan(order: VocabClock) -> float:
 
 
 def _rooms(program: Program, costs: Costs, num_more: int) -> tuple[Room, ...]:
-    """Give each rank the room of the fullest, and ``num_more`` microbatches; by the costs, and with all held until W."""
+    """Give ranks the room of the fullest, and ``num_more`` microbatches: by the costs, and with all held until W."""
     until_w = Costs.per_stage([StageCosts(act_w=1.0)] * program.num_stages)
     rooms = []
     for measure in (costs, until_w):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipert.costs import Costs, StageCosts, VocabCosts
 from pipert.errors import ConfigError
+from pipert.ir import Op
 from pipert.ops import LaneKind, OpKind, Scope
 from pipert.trace.report import check_whole
 
@@ -34,9 +35,9 @@ def calibrate(trace: Trace) -> Costs:
     The time of each (stage, kind) is the median over its ops; the latency of a transfer the median of the time
     from the end of the op that made the message to its arrival, over those transfers whose receiver was ready by then;
     the overlap the median of a pair's time over the sum of its parts'. A stage of which only full backwards were seen
-    gets halves of them as its I and W. A pass over the vocabulary takes the median over all ranks, a meeting the median of
-    the time from when the last rank came to when the last one left. Activation sizes are not in a trace: a rank holds 1
-    per microbatch from F to I, and nothing from S to T.
+    gets halves of them as its I and W. A pass over the vocabulary takes the median over all ranks, a meeting that of the
+    time from when the last rank came to when the last one left. Activation sizes are not in a trace: a rank holds 1 per
+    microbatch from F to I, and nothing from S to T.
 
     Raises:
         ConfigError: the trace lacks ops, or has no forward or no backward of some stage outside of a pair.
@@ -67,14 +68,14 @@ def _stage_costs(stage: int, times: dict[str, Any], act: float) -> StageCosts:
 
 def _vocab_costs(trace: Trace, scale: float) -> VocabCosts | None:
     """Take the costs of the passes over the vocabulary; None of a step that has none."""
-    rows: defaultdict[tuple[OpKind, int, int], list[int]] = defaultdict(list)
+    rows: defaultdict[Op, list[int]] = defaultdict(list)
     for row, op in enumerate(trace.plan.ops):
         if op.kind.scope in (Scope.SHARD, Scope.MEETING):
-            rows[op.kind, op.stage, op.microbatch].append(row)
+            rows[op].append(row)
     times: defaultdict[OpKind, list[float]] = defaultdict(list)
-    for (kind, _, _), same in rows.items():
+    for op, same in rows.items():  # an op of a shard once, a meeting once for each rank
         came, left = (max(column[row] for row in same) for column in (trace.start, trace.end))
-        times[kind].append((left - came) * scale)
+        times[op.kind].append((left - came) * scale)
     if not times:
         return None
     return VocabCosts(**{"T": 0.0} | {VocabCosts.name_of(kind): median(found) for kind, found in times.items()})

@@ -266,10 +266,10 @@ def _legend(reports: Sequence[Report], width: int) -> tuple[list[str], int]:
     colors: dict[OpKind, dict[float, Color]] = defaultdict(dict)
     for report in reports:
         plan, table = report.trace.plan, tones(report.trace.plan.paths)
-        for op in {part for op in plan.ops for part in op.parts or (op,)}:
-            if op.kind.lane is LaneKind.COMPUTE:
-                tone = tone_of(op, table, plan.path_of)
-                colors[op.kind][tone] = toned(color_of(op.kind), tone)
+        for part in {part for op in plan.ops for part in op.parts or (op,)}:
+            if part.kind.lane is LaneKind.COMPUTE:
+                tone = tone_of(part, table, plan.path_of)
+                colors[part.kind][tone] = toned(color_of(part.kind), tone)
     parts: list[str] = []
     x, line = 0.0, 0
     for text, boxes in [*_entries(colors), *((note, []) for note in _notes(reports))]:
