@@ -68,7 +68,10 @@ CONTRACT = (
     _honoured("data_iterator", "one, or a list with one per chunk; each chunk takes microbatches in ascending order"),
     _honoured("model", "one chunk, or a list; each with `set_input_tensor`, wrapped or not"),
     _honoured("num_microbatches", "may change from call to call; each number has a plan of its own"),
-    _not_applicable("seq_length, micro_batch_size, decoder_seq_length", "shapes travel with the tensors"),
+    _not_applicable(
+        "seq_length, micro_batch_size, decoder_seq_length",
+        f"shapes travel with the tensors; with `{OPTION}` all ranks go by the first two",
+    ),
     _honoured("forward_only", "all forwards, without gradients, on the same placement"),
     _honoured("collect_non_loss_data", "the loss function is called with `non_loss_data=True`"),
     _honoured("first_val_step", "decides `set_is_first_microbatch` in validation"),

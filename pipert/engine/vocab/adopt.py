@@ -19,13 +19,20 @@ def splits_vocabulary(plan: Plan) -> tuple[bool, bool]:
     return OpKind.EMBED in kinds, OpKind.SCORE in kinds
 
 
+def algorithm_of(plan: Plan) -> int:
+    """Return 1 where T makes the input's gradient, before VGRAD sums it; 2 where S made the most of it."""
+    late = (OpKind.SCORE_W, OpKind.VGRAD)
+    first = next((op.kind for op_id, op in enumerate(plan.ops) if op.kind in late and plan.rank_of(op_id) == 0), None)
+    return 1 if first is OpKind.SCORE_W else 2
+
+
 def adopt_vocabulary(
     plan: Plan, given: SplitVocabulary | Mapping[int, SplitVocabulary] | None, ranks: Sequence[int]
 ) -> dict[int, SplitVocabulary]:
     """Check that the shards are those that ``ranks`` hold in ``plan``, and return them by rank.
 
     Raises:
-        ConfigError: shards are missing, too many, or of another size.
+        ConfigError: shards are missing, too many, or of another size; or their loss needs Algorithm 2.
     """
     shards = {ranks[0]: given} if isinstance(given, SplitVocabulary) else dict(given or {})
     embeds, scores = splits_vocabulary(plan)
@@ -39,6 +46,11 @@ def adopt_vocabulary(
         _check_size(plan, rank, vocabulary)
         _check_end(rank, "input embedding", embeds, vocabulary.embedding is not None)
         _check_end(rank, "output layer", scores, vocabulary.output is not None)
+        if vocabulary.loss is not None and algorithm_of(plan) == 1:
+            raise ConfigError(
+                "vocabulary: the plan has Algorithm 1; where the last stage's rank alone knows the loss, others learn "
+                "its gradients too late for that; use Algorithm 2"
+            )
     return shards
 
 

@@ -28,15 +28,7 @@ class CallersOutputPasses(OutputPasses):
         return loss
 
     def start(self, batches: Sequence[Batch]) -> None:
-        """Begin a step, of which no batches are known.
-
-        Raises:
-            ConfigError: the plan has Algorithm 1, in which T needs the losses' gradients a meeting earlier.
-        """
-        if self._algorithm != 2:
-            raise ConfigError(
-                "the plan has Algorithm 1; where the loss is known to the last stage alone, use Algorithm 2"
-            )
+        """Begin a step, of which no batches are known."""
         self._forget()
         super().start(batches)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipert.engine.loss import Loss
 from pipert.engine.meetings import Meetings
+from pipert.engine.vocab.adopt import algorithm_of
 from pipert.engine.vocab.batches import Batch
 from pipert.errors import ConfigError
 from pipert.kernels import RowStatistics, ScoreState, combine
@@ -64,7 +65,7 @@ class OutputPasses:
         self._reduction = reduction
         self._meter = meter
         self._training = training
-        self._algorithm = _algorithm_of(plan)
+        self._algorithm = algorithm_of(plan)
         self._batches: Sequence[Batch] = ()
         # What is on its way from one op to the next, by microbatch.
         self._hidden: dict[int, Tensor] = {}
@@ -230,13 +231,6 @@ class OutputPasses:
         targets = self._batches[microbatch].targets
         assert targets is not None
         return targets
-
-
-def _algorithm_of(plan: Plan) -> int:
-    """Return 1 where T makes the input's gradient, before VGRAD sums it; 2 where S made the most of it."""
-    late = (OpKind.SCORE_W, OpKind.VGRAD)
-    first = next((op.kind for op_id, op in enumerate(plan.ops) if op.kind in late and plan.rank_of(op_id) == 0), None)
-    return 1 if first is OpKind.SCORE_W else 2
 
 
 def _divisor(count: Tensor) -> Tensor:
