@@ -24,7 +24,30 @@ from pipert.megatron.output_layer import OutputLayerShard
 P, VOCAB, HIDDEN, LENGTH, SAMPLES = 2, 31, 16, 8, 3
 
 
-def build(*, tied=False):
+class Timers:
+    """Megatron's, which count what is between their two ends."""
+
+    def __init__(self):
+        self.running, self.counts = set(), {}
+
+    def __call__(self, name, log_level=None):
+        return Timer(self, name)
+
+
+class Timer:
+    def __init__(self, timers, name):
+        self.timers, self.name = timers, name
+
+    def start(self, barrier=False):
+        assert self.name not in self.timers.running, self.name
+        self.timers.running.add(self.name)
+
+    def stop(self, barrier=False):
+        self.timers.running.remove(self.name)
+        self.timers.counts[self.name] = self.timers.counts.get(self.name, 0) + 1
+
+
+def build(*, tied=False, **options):
     """Build this rank's stage, with the same numbers each time."""
     torch.manual_seed(dist.get_rank())
     tensor_parallel.model_parallel_cuda_manual_seed(1)
@@ -38,6 +61,7 @@ def build(*, tied=False):
         bias_dropout_fusion=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        **options,
     )
     return GPTModel(
         config,
@@ -146,7 +170,9 @@ def batch(number):
     return (tokens[:, :-1], torch.arange(LENGTH).expand(SAMPLES, -1), mask), tokens[:, 1:].contiguous()
 
 
-def loss_of(losses):
+def loss_of(losses, non_loss_data=False):
+    if non_loss_data:
+        return losses.detach().clone()
     weights = torch.linspace(0, 2, losses.numel()).view_as(losses)  # another gradient for each token
     return (losses * weights).sum(), {"losses": losses.detach().clone()}
 
@@ -159,16 +185,23 @@ def plain_step(iterator, model):
 
 def check_gradients():
     """Without data parallelism gradients go to ``grad``, of each token by its own weight; also of samples together."""
-    plain = build()
+    options = {"grad_scale_func": lambda loss: 8 * loss}
+    plain = build(**options)
     pipert.megatron.install("1f1b")
     expected = call(plain, plain_step)
     finish()
     pipert.megatron.uninstall()
     with split():
-        model = build()
+        timers = Timers()
+        model = build(timers=timers, **options)
         for _ in range(2):
             found = call(model, plain_step)
+        assert timers.counts["backward-compute"] == 8
+        assert timers.counts["forward-compute"] == (16 if model.post_process else 8)  # the loss's is apart
         evaluated = call(model, plain_step, forward_only=True)
+        collected = call(model, plain_step, forward_only=True, collect_non_loss_data=True)
+        assert not timers.running
+    assert all(torch.equal(a["losses"], b) for a, b in zip(evaluated, collected, strict=True))
     assert len(found) == len(expected) == len(evaluated)
     for a, b, c in zip(expected, found, evaluated, strict=True):
         assert torch.equal(b["losses"], c["losses"])
