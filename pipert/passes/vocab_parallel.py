@@ -22,7 +22,7 @@ NUM_BARRIERS = {1: 2, 2: 1}
 _OVERRUNS = (0.0, 0.5, 1.0)
 _WORTH = 1e-3
 """An interval later must make the step shorter by this share of it: its price is a microbatch of memory."""
-_MAX_OPS = 40_000
+_MAX_OPS = 20_000
 """Of larger programs fewer orders are tried."""
 
 
