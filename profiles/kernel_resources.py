@@ -1,0 +1,191 @@
+"""What each kernel takes of an SM, by the compiler: registers, spills and shared memory, without a GPU.
+
+    python profiles/kernel_resources.py [sm_90 | sm_80]
+
+Every shape of tiles that a kernel may be tried with is compiled ahead of time, with the options that cost the most.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from pipert.kernels.gpu.device.exp_pass import exp_pass
+from pipert.kernels.gpu.device.finish import finish_statistics
+from pipert.kernels.gpu.device.fused import fused_score
+from pipert.kernels.gpu.device.matmul import persistent_matmul
+from pipert.kernels.gpu.device.rows import add_target_rows, gather_rows, scale_rows
+from pipert.kernels.gpu.device.sample import sample_references
+from pipert.kernels.gpu.device.scatter import add_heads, add_runs, sort_tokens
+from pipert.kernels.gpu.tile_configs import TileConfig, product_configs, repair_config, score_configs
+
+#: Shared memory that a program may have, by compute capability.
+SHARED_LIMIT = {90: 227 * 1024, 80: 163 * 1024}
+_CAPABILITIES = tuple(SHARED_LIMIT)
+#: What is known of an argument by its name: matrices are aligned, and so are the rows that a vocabulary is padded to.
+_TYPES = {
+    "N": "i32", "V": "i32", "D": "i32", "M": "i32", "K": "i32", "num_real": "i32", "num_parts": "i32",
+    "num_cols": "i32", "first_row": "i32", "first_col": "i32", "soft_cap": "fp32", "max_gap": "fp32",
+    "local_N": "*i64", "order_N": "*i64", "sorted_N": "*i64", "flagged_N": "*i32",
+    "statistics_4N": "*fp32", "statistics_KN": "*fp32", "partial_KPN": "*fp32", "logits_ptr": "*fp32",
+    "product_ND": "*fp32", "main_VD": "*fp32", "heads_HD": "*fp32", "a_N": "*fp32", "b_N": "*fp32", "scale_N": "*fp32",
+    "out_ptr": "*fp32",
+}  # fmt: skip
+_ALIGNED = {"V", "D", "M", "N", "K", "num_cols"}
+#: BIAS, CAP, EXTRA, STORE
+_OPTIONS = [
+    (False, False, 0, True),
+    (True, True, 0, True),
+    (True, False, 1, True),
+    (True, False, 2, False),
+    (True, True, 2, False),
+]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel, compiled in one way."""
+
+    kernel: Any
+    label: str
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int = 3
+    types: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What it takes."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+def variants(capability: int) -> Iterator[Variant]:
+    """Yield all that may run on a device of this compute capability."""
+    major = capability // 10
+    for tma in (True, False) if major >= 9 else (False,):
+        for options in _OPTIONS:
+            for config in score_configs(major, tma=tma, capped=options[1]):
+                yield _fused(config, options, tma=tma, repair=False)
+            yield _fused(repair_config(major), options, tma=tma, repair=True)
+        for config in product_configs(major, tma=tma):
+            for transposed in (False, True):
+                yield _product(config, transposed=transposed, tma=tma)
+    for bias, cap, extra, store in _OPTIONS:
+        flags = {"BIAS": bias, "CAP": cap, "EXTRA": extra, "STORE": store}
+        yield Variant(exp_pass, _marks(flags), {"BLOCK": 4096, **flags}, 8)
+    sample = {"BLOCK_R": 32, "BLOCK_C": 64, "BLOCK_K": 64, "BIAS": True, "CAP": True, "UPCAST": False}
+    yield Variant(sample_references, "", sample, 4, 4)
+    for repaired in (False, True):
+        finish = {"BLOCK_R": 32, "BLOCK_P": 32, "EXTRA": 2, "REPAIRED": repaired, "REPAIR_ROWS": 128}
+        yield Variant(finish_statistics, "again" if repaired else "", finish, 4)
+    for kernel in (scale_rows, add_target_rows, gather_rows):
+        yield Variant(kernel, "", {"BLOCK": 2048}, 4)
+    yield Variant(sort_tokens, "", {"BLOCK": 32, "CHUNK": 256}, 4)
+    yield Variant(add_runs, "", {"BLOCK_B": 16, "BLOCK_C": 1024, "SCALE": True}, 4)
+    yield Variant(add_heads, "", {"BLOCK_B": 16, "BLOCK_H": 32, "BLOCK_C": 128}, 4)
+
+
+def _marks(flags: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" if name == "EXTRA" else name for name, value in flags.items() if value)
+
+
+def _tile(rows: int, cols: int, *, tma: bool) -> str:
+    return f"tensordesc<bf16[{rows},{cols}]>" if tma else "*bf16"
+
+
+def _blocks(config: TileConfig, *, tma: bool) -> dict[str, Any]:
+    return {
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP_M": 8,
+        "FLATTEN": config.flatten,
+        "TMA": tma,
+        "UPCAST": False,
+    }
+
+
+def _fused(config: TileConfig, options: tuple[bool, bool, int, bool], *, tma: bool, repair: bool) -> Variant:
+    flags = dict(zip(("BIAS", "CAP", "EXTRA", "STORE"), options, strict=True)) | {"REPAIR": repair}
+    types = {
+        "x": _tile(config.block_m, config.block_k, tma=tma),
+        "w": _tile(config.block_n, config.block_k, tma=tma),
+        "out": _tile(config.block_m, config.block_n // 4, tma=tma),
+    }
+    label = f"{config} {'TMA' if tma else 'pointers'} {_marks(flags)}"
+    constants = _blocks(config, tma=tma) | flags
+    return Variant(fused_score, label, constants, config.num_warps, config.num_stages, types)
+
+
+def _product(config: TileConfig, *, transposed: bool, tma: bool) -> Variant:
+    a_tile = (config.block_k, config.block_m) if transposed else (config.block_m, config.block_k)
+    types = {"a": _tile(*a_tile, tma=tma), "b": _tile(config.block_k, config.block_n, tma=tma)}
+    label = f"{config} {'TMA' if tma else 'pointers'} {'T' if transposed else 'E W'}"
+    constants = _blocks(config, tma=tma) | {"TRANS_A": transposed, "ACCUMULATE": transposed}
+    return Variant(persistent_matmul, label, constants, config.num_warps, config.num_stages, types)
+
+
+def compile_variant(variant: Variant, capability: int) -> Resources:
+    """Compile it, and read what the binary takes."""
+    # A kernel that was decorated for the interpreter holds the function all the same.
+    kernel = JITFunction(variant.kernel.fn)
+    signature = {
+        name: "constexpr" if name in variant.constants else variant.types.get(name) or _TYPES.get(name, "*bf16")
+        for name in kernel.arg_names
+    }
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or (name in _ALIGNED and kind == "i32")
+    }
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    source = ASTSource(kernel, signature, variant.constants, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, spilled = _usage(compiled.asm["cubin"])
+    return Resources(registers, spilled, compiled.metadata.shared)
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"{tool} says nothing of registers: {text}")
+    return int(found[1]), int(found[2])
+
+
+def main() -> None:
+    """Print a line for each kernel."""
+    wanted = [int(name.removeprefix("sm_")) for name in sys.argv[1:]] or list(_CAPABILITIES)
+    print(f"triton {triton.__version__}")
+    for capability in wanted:
+        print(f"{'sm_' + str(capability):<82} registers  spilled   shared")
+        for variant in variants(capability):
+            took = compile_variant(variant, capability)
+            name = f"{variant.kernel.fn.__name__} {variant.label}"
+            print(f"{name:<82} {took.registers:>9} {took.spilled_bytes:>8} {took.shared_bytes:>8}", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+    main()
