@@ -13,6 +13,7 @@ from pipert.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipert.costs import Costs
+    from pipert.sources import Source
 
 
 class VocabAlgorithm(str, enum.Enum):
@@ -120,6 +121,20 @@ def load_costs(
     else:
         result = Costs.load(costs_file) if costs_file is not None else Costs.parse(costs or "")
     return result if host_cores is None else dataclasses.replace(result, host_cores=host_cores)
+
+
+def split_vocabulary(source: Source, algorithm: VocabAlgorithm, costs: Costs, memory_limit: float | None) -> Source:
+    """Do what ``--vocab-parallel`` asks for, with a sign of life on a terminal: large programs take seconds.
+
+    Raises:
+        ConfigError: it cannot be done; see :func:`pipert.passes.vocab_parallel`.
+    """
+    from rich.console import Console
+
+    if algorithm.number is None:
+        return source
+    with Console(stderr=True).status("placing the passes over the vocabulary"):
+        return source.with_vocab_parallel(algorithm.number, costs, memory_limit)
 
 
 def write(path: pathlib.Path, text: str) -> None:

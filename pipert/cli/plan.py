@@ -92,8 +92,7 @@ def plan(
             memory_limit=memory_limit,
             effort=dataclasses.replace(effort, proven=bounds.append),
         )
-    if vocab_parallel.number:
-        source = source.with_vocab_parallel(vocab_parallel.number, known_costs, memory_limit)
+    source = inputs.split_vocabulary(source, vocab_parallel, known_costs, memory_limit)
     if post_validation:
         source = source.with_post_validation()
     chosen = format or _format_of(output)

@@ -89,8 +89,7 @@ def simulate(
                 memory_limit=memory_limit,
                 effort=effort,
             )
-        if vocab_parallel.number:
-            source = source.with_vocab_parallel(vocab_parallel.number, known_costs, memory_limit)
+        source = inputs.split_vocabulary(source, vocab_parallel, known_costs, memory_limit)
         plan = (source.with_post_validation() if post_validation else source).plan()
         report = simulate(plan, known_costs, memory_limit=memory_limit)
         if noise is not None:

@@ -73,8 +73,8 @@ def view(
         given = {} if some_are_sized and not sources.takes_sizes(target) else sizes
         with searching(time_limit, seed=0) as effort:
             source = load(target, **given, effort=effort)
-        if vocab_parallel.number and sources.takes_sizes(target):
-            source = source.with_vocab_parallel(vocab_parallel.number, known_costs, memory_limit)
+        if sources.takes_sizes(target):
+            source = inputs.split_vocabulary(source, vocab_parallel, known_costs, memory_limit)
         traces.append(("planned", simulate(source.plan(), known_costs).trace))
     if still:
         inputs.write(output, timeline_svg(_titled(traces), costs=known_costs))

@@ -19,10 +19,10 @@ from pipert.passes.vocab_clock import VocabClock
 
 NUM_BARRIERS = {1: 2, 2: 1}
 """Per algorithm, how often all ranks wait for each other between the last stage's forward and its backward."""
-_OVERRUNS = (0.0, 0.5)
+_OVERRUNS = (0.0, 0.5, 1.0)
 _WORTH = 1e-3
 """An interval later must make the step shorter by this share of it: its price is a microbatch of memory."""
-_MAX_OPS = 40_000
+_MAX_OPS = 20_000
 """Of larger programs fewer orders are tried."""
 
 
@@ -114,7 +114,7 @@ def _orders(program: Program, algorithm: int, costs: Costs, num_late: int, *, em
     splits = any(part.kind is OpKind.WEIGHT_GRAD for row in program.ranks for op in row for part in op.unpacked)
     choices = list(itertools.product((False, True) if splits else (False,), _OVERRUNS))
     if sum(map(len, program.ranks)) > _MAX_OPS:
-        choices = choices[-1:]
+        choices = [(splits, 0.5)]
     later = delay_backward(program, num_late)
     orders = []
     for fills, overrun in choices:

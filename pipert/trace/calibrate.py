@@ -35,9 +35,9 @@ def calibrate(trace: Trace) -> Costs:
     The time of each (stage, kind) is the median over its ops; the latency of a transfer the median of the time
     from the end of the op that made the message to its arrival, over those transfers whose receiver was ready by then;
     the overlap the median of a pair's time over the sum of its parts'. A stage of which only full backwards were seen
-    gets halves of them as its I and W. A pass over the vocabulary takes the median over all ranks, a meeting that of the
-    time from when the last rank came to when the last one left. Activation sizes are not in a trace: a rank holds 1 per
-    microbatch from F to I, and nothing from S to T.
+    gets halves of them as its I and W. A pass over the vocabulary takes the median over all ranks, a meeting that of
+    the time from when the last rank came to when the last one left. Activation sizes are not in a trace: a rank holds
+    1 per microbatch from F to I, and nothing from S to T.
 
     Raises:
         ConfigError: the trace lacks ops, or has no forward or no backward of some stage outside of a pair.
