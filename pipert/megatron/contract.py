@@ -40,15 +40,6 @@ def _with_vocab_parallel(name: str, note: str, is_used: Callable[[Call], Any]) -
     return Item(f"{name} with {OPTION}", "refused", note, lambda call: call.splits_vocabulary and is_used(call))
 
 
-def _ties_while_overlapping(call: Call) -> Any:
-    ddp_config = getattr(call.chunks[0], "ddp_config", None)
-    overlaps = call.config.grad_sync_func is not None or (
-        ddp_config is not None and (ddp_config.overlap_grad_reduce or ddp_config.overlap_param_gather)
-    )
-    ties = any(getattr(module, "share_embeddings_and_output_weights", False) for module in call.chunks[0].modules())
-    return overlaps and ties
-
-
 def _is_encoder_and_decoder(call: Call) -> bool:
     from megatron.core.utils import get_model_type
 
@@ -135,12 +126,6 @@ CONTRACT = (
         "mtp_num_layers",
         "heads of multi-token prediction use the whole output layer",
         lambda call: getattr(call.config, "mtp_num_layers", None),
-    ),
-    _with_vocab_parallel(
-        "tied embeddings and overlapped reductions or gathering",
-        "the embedding's gradient has all of its parts at the end of a step only, and its weight is read at the start; "
-        "untie them (--untie-embeddings-and-output-weights), or set no overlap_grad_reduce and overlap_param_gather",
-        _ties_while_overlapping,
     ),
     _with_vocab_parallel(
         "defer_embedding_wgrad_compute",

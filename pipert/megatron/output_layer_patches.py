@@ -59,7 +59,8 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
         original(self, *args, **kwargs)
         num_chunks = self.config.virtual_pipeline_model_parallel_size
         is_last_chunk = num_chunks is None or self.vp_stage == num_chunks - 1
-        if self.config.pipeline_model_parallel_size > 1 and is_last_chunk:
+        is_split_already = self.config.tensor_model_parallel_size > 1  # which the first call refuses, by name
+        if self.config.pipeline_model_parallel_size > 1 and is_last_chunk and not is_split_already:
             _split(self)
 
     return __init__

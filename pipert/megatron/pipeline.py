@@ -76,16 +76,20 @@ class Pipeline:
             stage, and [] elsewhere; and what the engine says of the step.
         """
         tied = self._tied_shards(call)
-        if tied is not None:
-            tied.refresh()
         if call.forward_only:
+            if tied is not None:
+                tied.refresh()
             data, _, result = self._step(call, None)
         else:
             embedding = self._cleared_embedding(call)
             with GradSync(call.config, call.chunks) as sync:
+                if tied is not None:
+                    tied.refresh()
                 data, num_tokens, result = self._step(call, sync)
-            if tied is not None:
-                tied.collect()
+                if tied is not None:
+                    tied.collect()
+                    if 0 in self._stages:
+                        sync.reduce_late(0)
             self._finalize(call, num_tokens, embedding)
         self._announced.flush()
         return placement.share_losses(data, call.groups.pipeline), result
@@ -104,7 +108,16 @@ class Pipeline:
             else ChunkForward(chunk, chunk_idx, stage == last)
         )
         neighbours = self.plan.holders(max(stage - 1, 0))[0], self.plan.holders(min(stage + 1, last))[0]
-        return MegatronStage(forward, chunk_idx, stage, stage == last, neighbours, self._announced, say)
+        return MegatronStage(
+            forward,
+            chunk_idx,
+            stage,
+            stage == last,
+            neighbours,
+            self._announced,
+            say,
+            reduces_late=stage == 0 and output_layer is not None and output_layer.tied,
+        )
 
     def _step(self, call: Call, sync: GradSync | None) -> tuple[list[Any], torch.Tensor, StepResult]:
         pattern = self._checkpoint_pattern(call)

@@ -34,6 +34,7 @@ class MegatronStage:
         neighbours: the ranks of the stages before and behind.
         announced: what the stages hand on.
         report: takes lines for the user.
+        reduces_late: leave it to the caller to have the chunk's gradients reduced when the step has ended.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class MegatronStage:
         neighbours: tuple[int, int],
         announced: Announced,
         report: Callable[[str], None],
+        *,
+        reduces_late: bool = False,
     ) -> None:
         chunk = forward.chunk
         self.module = forward
@@ -59,6 +62,7 @@ class MegatronStage:
         self._neighbours = neighbours
         self._announced = announced
         self._report = report
+        self._reduces_late = reduces_late
         self._reported: set[str] = set()
         self._delayed = DelayedWgrads(chunk)
         self._losses: dict[int, Tensor] = {}
@@ -220,7 +224,7 @@ class MegatronStage:
         assert self._sync is not None
         self._num_done += 1
         num_ops = self._call.num_microbatches * (1 + (self._adds_shard_gradients and self._sync.reduces_at_once))
-        if self._num_done < num_ops:
+        if self._num_done < num_ops or self._reduces_late:
             yield
             return
         with self._sync.last_gradients(self._chunk_idx):

@@ -8,6 +8,8 @@ Shapes: D hidden, V rows of a shard.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -33,6 +35,7 @@ class TiedShards:
         self._shard = shard
         self._weight_VD = weight_VD
         self._group = group
+        self._first_chunk = first_chunk
         self._embedding = _embedding_of(first_chunk) if group.rank() == 0 else None
 
     def refresh(self) -> None:
@@ -43,6 +46,7 @@ class TiedShards:
         if self._embedding is None:
             dist.recv(weight_VD.data, group=self._group, group_src=0)
             return
+        _wait_for(self._embedding, self._first_chunk)
         for rank in range(1, self._group.size()):
             dist.send(rows_of(self._embedding, self._shard, rank, weight_VD.data), group=self._group, group_dst=rank)
         weight_VD.data.copy_(rows_of(self._embedding, self._shard, 0, weight_VD.data))
@@ -67,6 +71,15 @@ def _embedding_of(first_chunk: nn.Module) -> nn.Parameter:
     model = get_attr_wrapped_model(first_chunk, "pre_process", return_model_obj=True)
     weight: nn.Parameter = model.shared_embedding_or_output_weight()
     return weight
+
+
+def _wait_for(parameter: nn.Parameter, chunk: Any) -> None:
+    """Do what Megatron's hook on the embedding would do before its forward: gather what replicas have of it."""
+    if getattr(chunk, "use_forward_hook", False) and chunk.remove_forward_pre_hook_handles:
+        chunk.param_to_bucket_group[parameter].finish_param_sync(
+            skip_next_bucket_dispatch=chunk.ddp_config.align_param_gather
+            or chunk.overlap_param_gather_with_optimizer_step
+        )
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -37,7 +37,8 @@ def figures(result, name):
         ("1f1b", f"{PP4} {UNTIED} {PADDED} --eval-interval 2"),
         ("zb-v", f"{PP4} {V2} {PADDED}"),
         ("zb-1p", f"{PP2} {UNTIED} {OVERLAP} --calculate-per-token-loss --micro-batch-size 2"),
-        ("interleaved-zb", f"{PP2} {V2} --num-experts 2"),
+        ("interleaved-zb", f"{PP2} {V2} {OVERLAP} --num-experts 2"),
+        ("1f1b", f"{PP2} {OVERLAP} {OTHER_BUCKETS} --eval-interval 2"),
         ("interleaved", f"{PP2} {V2} {UNTIED} {OVERLAP}"),
         ("interleaved", f"{PP2} {V2} {UNTIED} {OVERLAP} {OTHER_BUCKETS} --eval-interval 2"),
     ],
@@ -69,8 +70,10 @@ def test_ranks_agree_on_initial_rows_checkpoints_and_faults():
             f"{PP2} {UNTIED} --variable-seq-lengths",
             "variable_seq_lengths with --pipert-vocab-parallel is not supported",
         ),
-        (f"{PP2} --tensor-model-parallel-size 2", "tensor and context parallelism with --pipert-vocab-parallel"),
-        (f"{PP2} {OVERLAP}", "untie them"),
+        (
+            f"{PP2} {UNTIED} --tensor-model-parallel-size 2",
+            "tensor and context parallelism with --pipert-vocab-parallel",
+        ),
     ],
 )
 def test_it_is_refused(arguments, message):
@@ -88,7 +91,6 @@ def test_it_is_refused(arguments, message):
         ("enable_autocast", True),
         ("tensor_model_parallel_size", 2),
         ("use_megatron_fsdp", True),
-        ("overlap_param_gather", True),
     ],
 )
 def test_it_is_refused_by_name(option, value):
@@ -101,18 +103,13 @@ def test_it_is_refused_by_name(option, value):
 
 
 def fake_call(*, splits=True, **options):
-    """Return a call of a model with tied embeddings."""
     off = ("variable_seq_lengths", "mtp_num_layers", "defer_embedding_wgrad_compute", "enable_autocast")
-    config = dict.fromkeys((*off, "grad_sync_func"), None) | {"tensor_model_parallel_size": 1}
-    ddp = dict.fromkeys(("use_megatron_fsdp", "overlap_grad_reduce", "overlap_param_gather"), False)
-    chunk = SimpleNamespace(
-        ddp_config=SimpleNamespace(**{name: options.get(name, value) for name, value in ddp.items()}),
-        modules=lambda: [SimpleNamespace(share_embeddings_and_output_weights=True)],
-    )
+    config = dict.fromkeys(off) | {"tensor_model_parallel_size": 1} | options
+    ddp_config = SimpleNamespace(use_megatron_fsdp=options.get("use_megatron_fsdp", False))
     return SimpleNamespace(
         splits_vocabulary=splits,
-        config=SimpleNamespace(**(config | options)),
-        chunks=(chunk,),
+        config=SimpleNamespace(**config),
+        chunks=(SimpleNamespace(ddp_config=ddp_config),),
         context_parallel_size=1,
     )
 
