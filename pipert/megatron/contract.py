@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipert.errors import ConfigError
 from pipert.megatron.call import Call
-from pipert.megatron.output_layer import OPTION
+from pipert.megatron.output_layer import OPTION, OutputLayerShard
 
 Verdict = Literal["honoured", "refused", "not applicable"]
 
@@ -38,6 +38,12 @@ def _option(name: str, verdict: Verdict, note: str) -> Item:
 def _with_vocab_parallel(name: str, note: str, is_used: Callable[[Call], Any]) -> Item:
     """Return an item that is refused where the output layer is split."""
     return Item(f"{name} with {OPTION}", "refused", note, lambda call: call.splits_vocabulary and is_used(call))
+
+
+def _reduces_tied_early(call: Call) -> bool:
+    overlaps = getattr(getattr(call.chunks[0], "ddp_config", None), "overlap_grad_reduce", False)
+    shards = (module for chunk in call.chunks for module in chunk.modules() if isinstance(module, OutputLayerShard))
+    return call.config.no_sync_func is None and overlaps and any(shard.tied for shard in shards)
 
 
 def _is_encoder_and_decoder(call: Call) -> bool:
@@ -126,6 +132,11 @@ CONTRACT = (
         "mtp_num_layers",
         "heads of multi-token prediction use the whole output layer",
         lambda call: getattr(call.config, "mtp_num_layers", None),
+    ),
+    _with_vocab_parallel(
+        "tied embeddings and overlap_grad_reduce without no_sync_func",
+        "the embedding's gradients must be held back until all ranks have given their parts",
+        _reduces_tied_early,
     ),
     _with_vocab_parallel(
         "defer_embedding_wgrad_compute",

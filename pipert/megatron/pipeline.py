@@ -88,8 +88,6 @@ class Pipeline:
                 data, num_tokens, result = self._step(call, sync)
                 if tied is not None:
                     tied.collect()
-                    if 0 in self._stages:
-                        sync.reduce_late(0)
             self._finalize(call, num_tokens, embedding)
         self._announced.flush()
         return placement.share_losses(data, call.groups.pipeline), result
@@ -116,7 +114,7 @@ class Pipeline:
             neighbours,
             self._announced,
             say,
-            reduces_late=stage == 0 and output_layer is not None and output_layer.tied,
+            is_reduced_here=not (stage == 0 and output_layer is not None and output_layer.tied),
         )
 
     def _step(self, call: Call, sync: GradSync | None) -> tuple[list[Any], torch.Tensor, StepResult]:

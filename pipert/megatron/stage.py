@@ -34,7 +34,8 @@ class MegatronStage:
         neighbours: the ranks of the stages before and behind.
         announced: what the stages hand on.
         report: takes lines for the user.
-        reduces_late: leave it to the caller to have the chunk's gradients reduced when the step has ended.
+        is_reduced_here: whether the chunk's gradients are complete with its last op; else they are held back to the end
+            of the step, and Megatron reduces them when it finalizes them.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class MegatronStage:
         announced: Announced,
         report: Callable[[str], None],
         *,
-        reduces_late: bool = False,
+        is_reduced_here: bool = True,
     ) -> None:
         chunk = forward.chunk
         self.module = forward
@@ -62,7 +63,7 @@ class MegatronStage:
         self._neighbours = neighbours
         self._announced = announced
         self._report = report
-        self._reduces_late = reduces_late
+        self._is_reduced_here = is_reduced_here
         self._reported: set[str] = set()
         self._delayed = DelayedWgrads(chunk)
         self._losses: dict[int, Tensor] = {}
@@ -224,7 +225,7 @@ class MegatronStage:
         assert self._sync is not None
         self._num_done += 1
         num_ops = self._call.num_microbatches * (1 + (self._adds_shard_gradients and self._sync.reduces_at_once))
-        if self._num_done < num_ops or self._reduces_late:
+        if self._num_done < num_ops or not self._is_reduced_here:
             yield
             return
         with self._sync.last_gradients(self._chunk_idx):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -50,16 +50,14 @@ class GradSync:
 
         Megatron's data parallelism learns it of others by hooks.
         """
-        self._tell_ready([parameter], chunk)
-
-    def reduce_late(self, chunk: int) -> None:
-        """Reduce the gradients of a chunk that were held back to the end of the step, where it is not done after it."""
-        parameters = self._chunks[chunk].parameters()
-        if self._grad_sync is None:
-            self._tell_ready(parameters, self._chunks[chunk])
-        else:
+        ddp_config = getattr(chunk, "ddp_config", None)
+        if ddp_config is None or not ddp_config.overlap_grad_reduce or self._grad_sync is not None:
+            return
+        groups: Any = chunk.param_to_bucket_group
+        if parameter in groups:
             self._held_back.close()
-            self._grad_sync[chunk](parameters)
+            groups[parameter].register_grad_ready(parameter, chunk.force_all_reduce)
+            self._hold_back()
 
     def before_forward(self, chunk: int, microbatch: int) -> None:
         """Gather the next chunk's parameters while this one's first forward runs."""
@@ -76,17 +74,6 @@ class GradSync:
             yield
             self._held_back.close()
             self._grad_sync[chunk](self._chunks[chunk].parameters())
-        self._hold_back()
-
-    def _tell_ready(self, parameters: Iterable[Tensor], chunk: nn.Module) -> None:
-        ddp_config = getattr(chunk, "ddp_config", None)
-        if ddp_config is None or not ddp_config.overlap_grad_reduce or self._grad_sync is not None:
-            return
-        groups: Any = chunk.param_to_bucket_group
-        self._held_back.close()
-        for parameter in parameters:
-            if parameter in groups:
-                groups[parameter].register_grad_ready(parameter, chunk.force_all_reduce)
         self._hold_back()
 
     def _gather(self, chunk: int) -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from script_runs import PIPERT, differences, needs_megatron, run
 
 from pipert.errors import ConfigError
+from pipert.kernels import VocabShard
+from pipert.megatron.output_layer import OutputLayerShard
 
 pytestmark = needs_megatron
 
@@ -91,6 +94,7 @@ def test_it_is_refused(arguments, message):
         ("enable_autocast", True),
         ("tensor_model_parallel_size", 2),
         ("use_megatron_fsdp", True),
+        ("overlap_grad_reduce", True),
     ],
 )
 def test_it_is_refused_by_name(option, value):
@@ -103,13 +107,15 @@ def test_it_is_refused_by_name(option, value):
 
 
 def fake_call(*, splits=True, **options):
-    off = ("variable_seq_lengths", "mtp_num_layers", "defer_embedding_wgrad_compute", "enable_autocast")
+    """Return a call of a chunk with a tied shard, as far as the contract looks at it."""
+    off = ("variable_seq_lengths", "mtp_num_layers", "defer_embedding_wgrad_compute", "enable_autocast", "no_sync_func")
     config = dict.fromkeys(off) | {"tensor_model_parallel_size": 1} | options
-    ddp_config = SimpleNamespace(use_megatron_fsdp=options.get("use_megatron_fsdp", False))
+    ddp_config = {"use_megatron_fsdp": False, "overlap_grad_reduce": False} | options
+    shard = OutputLayerShard(VocabShard(8), torch.zeros(8, 2), ends=False, tied=True)
     return SimpleNamespace(
         splits_vocabulary=splits,
         config=SimpleNamespace(**config),
-        chunks=(SimpleNamespace(ddp_config=ddp_config),),
+        chunks=(SimpleNamespace(ddp_config=SimpleNamespace(**ddp_config), modules=lambda: [shard]),),
         context_parallel_size=1,
     )
 
