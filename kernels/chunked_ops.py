@@ -45,7 +45,7 @@ def vocab_sum_and_grads(
     losses_N = torch.empty_like(factors_N)
     sums = GradientSums(x_ND, w_VD, wanted)
     for rows, layer, state in scored_chunks(x_ND, w_VD, bias_V, targets_N, settings):
-        all_shards = settings.gather(state.statistics)
+        all_shards = settings.gather(layer, state.statistics)
         losses_N[rows] = layer.losses(all_shards, targets_N[rows])
         sums.add(rows, layer, state, all_shards, factors_N[rows])
     if sums.dx_ND is not None:

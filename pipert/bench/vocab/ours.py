@@ -12,7 +12,7 @@ from pipert.bench.vocab.exact import Result
 from pipert.kernels.linear_cross_entropy import vocab_parallel_linear_cross_entropy
 from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.output_shard import OutputShard, ScoreState
-from pipert.kernels.statistics import RowStatistics, combine
+from pipert.kernels.statistics import RowStatistics
 
 
 def bounded_loss(batch: Batch, max_workspace_bytes: int, x_ND: torch.Tensor, w_VD: torch.Tensor) -> torch.Tensor:
@@ -34,6 +34,7 @@ class Ours:
         self._batch = batch
         self._shard = OutputShard(batch.w_VD, batch.shard, LossOptions(soft_cap=batch.soft_cap))
         self._loss_grad_N = torch.full_like(batch.targets_N, 1 / len(batch.targets_N), dtype=torch.float32)
+        self._parts_pKN: torch.Tensor | None = None
         self.main_grad_VD = torch.zeros_like(batch.w_VD, dtype=torch.float32)
 
     def step(self) -> Result:
@@ -41,8 +42,9 @@ class Ours:
         state = self.score()
         everybodys = self.combined(state.statistics)
         losses_N = self._shard.losses(everybodys, self._batch.targets_N)
-        input_grad_ND = self._shard.input_grad(state, everybodys, self._loss_grad_N)
-        self._shard.add_weight_grad(state, everybodys, self._loss_grad_N, self.main_grad_VD)
+        late = self._shard.coefficients(state, everybodys, self._loss_grad_N)
+        input_grad_ND = self._shard.input_grad(state, everybodys, self._loss_grad_N, late=late)
+        self._shard.add_weight_grad(state, everybodys, self._loss_grad_N, self.main_grad_VD, late=late)
         return Result(losses_N.mean(), input_grad_ND, self.main_grad_VD)
 
     def score(self) -> ScoreState:
@@ -59,7 +61,9 @@ class Ours:
         return self._shard.losses(self.combined(own), self._batch.targets_N)
 
     def combined(self, own: RowStatistics) -> RowStatistics:
-        """Return the statistics of all shards, as if the others had this one's, but for the targets."""
-        others = RowStatistics.pack(own.reference_N, own.sum_exp_N, torch.zeros_like(own.target_N), own.extra_N)
-        parts = [own.packed_KN, *[others.packed_KN] * (self._batch.shard.num_shards - 1)]
-        return combine(torch.stack(parts))
+        """Return the statistics of all shards, as if the others had this one's first, but for the targets."""
+        if self._parts_pKN is None:
+            self._parts_pKN = own.packed_KN.repeat(self._batch.shard.num_shards, 1, 1)
+            self._parts_pKN[1:, 2] = 0
+        self._parts_pKN[0] = own.packed_KN  # what an all-gather would write
+        return self._shard.combine(self._parts_pKN)

@@ -15,7 +15,7 @@ from pipert.engine.loss import Loss
 from pipert.engine.meetings import Meetings
 from pipert.engine.vocab.batches import Batch
 from pipert.errors import ConfigError
-from pipert.kernels import RowStatistics, ScoreState, combine
+from pipert.kernels import RowStatistics, ScoreState
 from pipert.kernels.accumulation import accumulation_dtype
 from pipert.kernels.coefficients import Coefficients
 from pipert.numerics import LossReduction, MicrobatchLoss
@@ -210,7 +210,9 @@ class OutputPasses:
     def _statistics(self, microbatch: int) -> RowStatistics:
         """Return those of all shards together."""
         if microbatch not in self._all_shards:
-            self._all_shards[microbatch] = combine(self._meetings.result(OpKind.VSTATS, microbatch, self._rank))
+            self._all_shards[microbatch] = self._shard.combine(
+                self._meetings.result(OpKind.VSTATS, microbatch, self._rank)
+            )
         return self._all_shards[microbatch]
 
     def _drop_statistics(self, microbatch: int) -> None:
