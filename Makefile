@@ -5,6 +5,7 @@ PYTHON ?= python3
 override PYTHON := $(or $(shell PATH="$$(printf %s "$$PATH" | sed 's|$(CURDIR)/.venv/bin:||g')" \
 	sh -c 'command -v $(PYTHON)'),$(PYTHON))
 PYTEST_ARGS ?=
+PIP_ARGS ?=
 FUZZ_SECONDS ?= 120
 
 # "KEY HAS_TORCH": .venv is stale when the key changes; a torch that PYTHON has is used, not installed again.
@@ -25,7 +26,7 @@ FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIPERT_BUILD_DIR := $(CURDIR)/build/extension
 
-.PHONY: help setup run test megatron bars bench lint format gpu gpu-test gpu-bench native-test tsan fuzz clean FORCE
+.PHONY: help setup run test megatron bars bench lint format peers gpu gpu-test gpu-bench native-test tsan fuzz clean FORCE
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -67,6 +68,9 @@ format: $(READY)  ## rewrite the sources as `make lint` wants them
 	ruff format .
 	ruff check --fix .
 	clang-format -i $(CXX_FILES)
+
+peers:  ## wheels of the layers to measure beside, for a machine without a network; PIP_ARGS: for which Python
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary :all: -r profiles/peers/requirements.txt -d profiles/peers $(PIP_ARGS)
 
 gpu:  ## on a machine with a GPU: build, test, train, measure; with the Python that is there: no .venv, no network
 	$(PYTHON) profiles/gpu_check.py

@@ -9,15 +9,48 @@ from typing import Protocol
 
 import torch
 
+from pipert.kernels.coefficients import Coefficients
+from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.statistics import RowStatistics
+from pipert.kernels.vocab_shard import VocabShard
 
 
 class Backend(Protocol):
-    """The heavy parts of S and T. All arguments are contiguous and checked; all results are deterministic.
+    """The heavy parts of S and T, and what is done token by token around them.
+
+    All arguments are contiguous and checked; all results are deterministic.
 
     ``local_N`` holds each token's target as a row of the shard, int64, or -1 where the shard does not hold it or the
     token is ignored. Only the first ``num_real`` rows of the weight take part.
     """
+
+    def locate(
+        self, targets_N: torch.Tensor, shard: VocabShard, ignore_index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each target's row in the shard (``local_N``), and whether the token is not ignored [N], bool."""
+        ...
+
+    def combine(self, parts_pKN: torch.Tensor, *, weighted_extra: bool) -> RowStatistics:
+        """See :func:`pipert.kernels.statistics.combine`."""
+        ...
+
+    def losses(
+        self, all_shards: RowStatistics, targets_N: torch.Tensor, options: LossOptions, vocab_size: int
+    ) -> torch.Tensor:
+        """See :func:`pipert.kernels.token_losses.token_losses`."""
+        ...
+
+    def coefficients(
+        self,
+        own: RowStatistics,
+        all_shards: RowStatistics,
+        loss_grad: torch.Tensor,
+        kept_N: torch.Tensor,
+        options: LossOptions,
+        vocab_size: int,
+    ) -> Coefficients:
+        """See :func:`pipert.kernels.coefficients.coefficients`; ``loss_grad`` is [N] or one number for all tokens."""
+        ...
 
     def score(
         self,

@@ -45,7 +45,7 @@ def vocab_sum_and_grads(
     losses_N = torch.empty_like(factors_N)
     sums = GradientSums(x_ND, w_VD, wanted)
     for rows, layer, state in scored_chunks(x_ND, w_VD, bias_V, targets_N, settings):
-        all_shards = settings.gather(state.statistics)
+        all_shards = settings.gather(layer, state.statistics)
         losses_N[rows] = layer.losses(all_shards, targets_N[rows])
         sums.add(rows, layer, state, all_shards, factors_N[rows])
     if sums.dx_ND is not None:
@@ -114,8 +114,14 @@ def vocab_scaled_grads(
     if bias_main_grad_V is not None and wanted[2]:
         bias_main_grad_V.addcmul_(db_V, sum_grad)
     new = only_new((dx_ND, dw_VD, db_V), wanted, main_grad_VD, bias_main_grad_V)
-    grads = (sum_grad.new_empty(0, dtype=dtype) if sums is None else (sums * sum_grad).to(dtype) for sums in new)
-    return tuple(grads)  # type: ignore[return-value]
+    return tuple(_scaled(sums, sum_grad, dtype) for sums in new)  # type: ignore[return-value]
+
+
+def _scaled(sums: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    if sums is None:
+        return factor.new_empty(0, dtype=dtype)
+    # Without a product in fp32 in between.
+    return torch.mul(sums, factor, out=torch.empty_like(sums, dtype=dtype))
 
 
 @vocab_scaled_grads.register_fake  # type: ignore[untyped-decorator]

@@ -34,30 +34,28 @@ class Coefficients:
 
 
 def coefficients(
-    own_reference_N: torch.Tensor,
+    own: RowStatistics,
     all_shards: RowStatistics,
-    loss_grad_N: torch.Tensor,
+    loss_grad: torch.Tensor,
+    kept_N: torch.Tensor,
     options: LossOptions,
-    *,
     vocab_size: int,
-    logprob_grad_N: torch.Tensor | None = None,
 ) -> Coefficients:
     """Compute the coefficients of one shard.
 
     Args:
-        own_reference_N: the ``reference_N`` of this shard's own statistics.
-        all_shards: the combined statistics.
-        loss_grad_N: dL/d(loss of the token), its weight and all scales included; 0 for an ignored token.
+        own: this shard's own statistics.
+        all_shards: the combined ones.
+        loss_grad: dL/d(loss of the token), its weight and all scales included; [N], or one number for all.
+        kept_N: False for ignored tokens, whose ``loss_grad`` does not matter.
         options: what the loss has beside the plain cross entropy.
         vocab_size: real rows of the whole vocabulary, for label smoothing.
-        logprob_grad_N: dL/d(log-probability of the target), if that is used too; 0 for an ignored token.
     """
-    lse_N = all_shards.lse_N
+    own_reference_N, lse_N = own.reference_N, all_shards.lse_N
+    loss_grad_N = torch.where(kept_N, loss_grad, 0).to(lse_N.dtype)
     epsilon, zloss = options.label_smoothing, options.z_loss
     u_N = loss_grad_N * (1 + 2 * zloss * lse_N) if zloss else loss_grad_N
     t_N = loss_grad_N * (1 - epsilon) if epsilon else loss_grad_N
-    if logprob_grad_N is not None:
-        u_N, t_N = u_N - logprob_grad_N, t_N - logprob_grad_N
     z_N = all_shards.target_N
     # An ignored token has no target logit, but 0 in its place: without the bound, exp could be infinite.
     b_N = u_N * (z_N - lse_N).clamp(max=0).exp() - t_N

@@ -17,7 +17,7 @@ class EmbeddingShard:
     """The rows of an embedding that one rank holds; no communication.
 
     Args:
-        weight_VD: ``[shard.size, D]``.
+        weight_VD: ``[shard.size, D]``, read anew in every call.
         shard: which rows of the vocabulary these are.
 
     Raises:
@@ -27,8 +27,13 @@ class EmbeddingShard:
     def __init__(self, weight_VD: torch.Tensor, shard: VocabShard) -> None:
         check_weight(weight_VD, shard)
         self.shard = shard
-        self._w_VD = weight_VD.detach().contiguous()
+        self._weight_VD = weight_VD
         self._backend = backend_for(weight_VD)
+
+    @property
+    def _w_VD(self) -> torch.Tensor:
+        """The weight as it is now: an optimizer may have changed it."""
+        return self._weight_VD.detach().contiguous()
 
     def embed(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """Return the tokens' rows [N, D] in the weight's dtype, zeros where another shard holds them.
@@ -51,15 +56,15 @@ class EmbeddingShard:
         Raises:
             ConfigError: as for :meth:`embed`, or sizes, dtypes or devices that do not fit.
         """
-        if grad_ND.shape != (len(tokens_N), self._w_VD.shape[1]):
+        if grad_ND.shape != (len(tokens_N), self._weight_VD.shape[1]):
             raise ConfigError(
-                f"the gradient must be [{len(tokens_N)}, {self._w_VD.shape[1]}], not {list(grad_ND.shape)}"
+                f"the gradient must be [{len(tokens_N)}, {self._weight_VD.shape[1]}], not {list(grad_ND.shape)}"
             )
-        check_main_grad(main_grad_VD, self._w_VD, "weight")
+        check_main_grad(main_grad_VD, self._weight_VD, "weight")
         self._backend.add_embedding_grad(main_grad_VD, grad_ND.contiguous(), self._local(tokens_N))
 
     def _local(self, tokens_N: torch.Tensor) -> torch.Tensor:
-        check_targets(tokens_N, self._w_VD)
+        check_targets(tokens_N, self._weight_VD)
         if tokens_N.dim() != 1:
             raise ConfigError(f"the tokens must be one row of them, not {list(tokens_N.shape)}: flatten them")
         check_range(tokens_N, self.shard.vocab_size)

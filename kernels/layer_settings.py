@@ -15,7 +15,7 @@ from torch.distributed import distributed_c10d
 
 from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.output_shard import OutputShard
-from pipert.kernels.statistics import RowStatistics, combine
+from pipert.kernels.statistics import RowStatistics
 from pipert.kernels.vocab_shard import VocabShard
 
 SCHEMA = (
@@ -69,13 +69,13 @@ class LayerSettings:
         """Make the shard."""
         return OutputShard(weight_VD, self.shard, self.options, bias_V, self.max_workspace_bytes, self.num_sms)
 
-    def gather(self, own: RowStatistics, *, weighted_extra: bool = False) -> RowStatistics:
-        """Combine the statistics of all shards: one all-gather."""
+    def gather(self, layer: OutputShard, own: RowStatistics, *, weighted_extra: bool = False) -> RowStatistics:
+        """Combine the statistics of all shards, of which ``layer`` is this rank's: one all-gather."""
         if self.group is None:
             return RowStatistics(own.packed_KN.clone())
         parts_pKN = own.packed_KN.new_empty(self.shard.num_shards, *own.packed_KN.shape)
         dist.all_gather_into_tensor(parts_pKN.flatten(0, 1), own.packed_KN.contiguous(), group=_group(self.group))
-        return combine(parts_pKN, weighted_extra=weighted_extra)
+        return layer.combine(parts_pKN, weighted_extra=weighted_extra)
 
     def sum(self, grad_ND: torch.Tensor) -> torch.Tensor:
         """Sum over all shards, in place: one all-reduce."""

@@ -67,7 +67,7 @@ def vocab_losses(
         exp_NV, own = state.exp_NV, state.statistics
     else:
         exp_NV, own = x_ND.new_empty(0), layer.statistics(x_ND, targets_N)
-    all_shards = settings.gather(own)
+    all_shards = settings.gather(layer, own)
     return layer.losses(all_shards, targets_N), exp_NV, own.packed_KN, all_shards.packed_KN
 
 
@@ -178,8 +178,9 @@ def vocab_statistics(
 ) -> Tensor:
     """Forward only: the statistics of all shards [K, N]."""
     settings = LayerSettings.of(*arguments)
-    own = settings.layer(w_VD, bias_V).statistics(x_ND, targets_N, entropy=entropy)
-    return settings.gather(own, weighted_extra=entropy).packed_KN
+    layer = settings.layer(w_VD, bias_V)
+    own = layer.statistics(x_ND, targets_N, entropy=entropy)
+    return settings.gather(layer, own, weighted_extra=entropy).packed_KN
 
 
 @vocab_statistics.register_fake  # type: ignore[untyped-decorator]

@@ -3,7 +3,7 @@
 The caller moves the statistics and the gradients between shards (arXiv 2411.05288, Algorithms 1 and 2):
 
     every shard:  state = shard.score(x, targets, algorithm=1)                     S
-    all shards:   stats = combine(<state.statistics.packed_KN of every shard>)     C1, one all-gather
+    all shards:   stats = shard.combine(<state.statistics.packed_KN of every shard>)     C1, one all-gather
     every shard:  loss = shard.losses(stats, targets)
                   dx = shard.input_grad(state, stats, loss_grad)                   T in Algorithm 1; with C1 in 2
     all shards:   dx = <the sum of every shard's dx>                               one all-reduce
@@ -23,7 +23,7 @@ from pipert.kernels.accumulation import accumulation_dtype
 from pipert.kernels.backend_choice import backend_for
 from pipert.kernels.bias_grad import add_bias_grad
 from pipert.kernels.checks import check_bound, check_main_grad, check_range, check_tokens, check_weight
-from pipert.kernels.coefficients import Coefficients, coefficients
+from pipert.kernels.coefficients import Coefficients
 from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.no_autocast import no_autocast
 from pipert.kernels.statistics import RowStatistics
@@ -58,7 +58,8 @@ class OutputShard:
     fp32 (fp64 for fp64 inputs), and bitwise repeatable.
 
     Args:
-        weight_VD: ``[shard.size, D]``. Its padded rows must be finite; they take no part, and get no gradient.
+        weight_VD: ``[shard.size, D]``, read anew in every pass. Its padded rows must be finite; they take no part, and
+            get no gradient.
         shard: which rows of the vocabulary these are.
         options: what the loss has beside the plain cross entropy.
         bias: ``[shard.size]``.
@@ -82,8 +83,8 @@ class OutputShard:
         check_bound(max_workspace_bytes, num_sms)
         self.shard = shard
         self.options = options
-        self._w_VD = weight_VD.detach().contiguous()
-        self._bias_V = None if bias is None else bias.detach().contiguous()
+        self._weight_VD = weight_VD
+        self._bias = bias
         self._max_workspace_bytes = max_workspace_bytes
         self._num_sms = num_sms
         self._backend = backend_for(weight_VD)
@@ -91,7 +92,16 @@ class OutputShard:
     @property
     def device(self) -> torch.device:
         """The weight's."""
-        return self._w_VD.device
+        return self._weight_VD.device
+
+    @property
+    def _w_VD(self) -> torch.Tensor:
+        """The weight as it is now: an optimizer may have changed it."""
+        return self._weight_VD.detach().contiguous()
+
+    @property
+    def _bias_V(self) -> torch.Tensor | None:
+        return None if self._bias is None else self._bias.detach().contiguous()
 
     @no_autocast
     def score(self, x_ND: torch.Tensor, targets_N: torch.Tensor, *, algorithm: int = 1) -> ScoreState:
@@ -108,7 +118,7 @@ class OutputShard:
         """
         if algorithm not in (1, 2):
             raise ConfigError(f"algorithm must be 1 or 2, not {algorithm}")
-        x_ND, local_N = self._tokens(x_ND, targets_N)
+        x_ND, local_N, kept_N = self._tokens(x_ND, targets_N)
         exp_NV, statistics = self._backend.score(
             x_ND,
             self._w_VD,
@@ -121,14 +131,14 @@ class OutputShard:
             num_sms=self._num_sms,
         )
         product_ND = self._backend.product(exp_NV, self._w_VD, num_sms=self._num_sms) if algorithm == 2 else None
-        return ScoreState(x_ND, local_N, targets_N != self.options.ignore_index, exp_NV, product_ND, statistics)
+        return ScoreState(x_ND, local_N, kept_N, exp_NV, product_ND, statistics)
 
     def resume(
         self, x_ND: torch.Tensor, targets_N: torch.Tensor, exp_NV: torch.Tensor, statistics: RowStatistics
     ) -> ScoreState:
         """Return the state that :meth:`score` with Algorithm 1 made of ``x_ND`` and ``targets_N``, from its parts."""
-        x_ND, local_N = self._tokens(x_ND, targets_N)
-        return ScoreState(x_ND, local_N, targets_N != self.options.ignore_index, exp_NV, None, statistics)
+        x_ND, local_N, kept_N = self._tokens(x_ND, targets_N)
+        return ScoreState(x_ND, local_N, kept_N, exp_NV, None, statistics)
 
     @no_autocast
     def statistics(self, x_ND: torch.Tensor, targets_N: torch.Tensor, *, entropy: bool = False) -> RowStatistics:
@@ -140,7 +150,7 @@ class OutputShard:
         smoothing = self.options.label_smoothing > 0
         if smoothing and entropy:
             raise ConfigError("the entropy is that of the plain softmax: ask for it without label_smoothing")
-        x_ND, local_N = self._tokens(x_ND, targets_N)
+        x_ND, local_N, _ = self._tokens(x_ND, targets_N)
         statistics = self._backend.statistics(
             x_ND,
             self._w_VD,
@@ -156,6 +166,10 @@ class OutputShard:
             statistics.extra_N.copy_(self._sum_logits(x_ND))
         return statistics
 
+    def combine(self, parts_pKN: torch.Tensor, *, weighted_extra: bool = False) -> RowStatistics:
+        """Make the statistics of all shards from those of each; see :func:`pipert.kernels.statistics.combine`."""
+        return self._backend.combine(parts_pKN, weighted_extra=weighted_extra)
+
     def losses(self, all_shards: RowStatistics, targets_N: torch.Tensor) -> torch.Tensor:
         """Return each token's loss [N], the same on all shards; 0 where the target is ``options.ignore_index``.
 
@@ -163,25 +177,12 @@ class OutputShard:
             all_shards: the combined statistics.
             targets_N: as for :meth:`score`.
         """
-        epsilon, zloss, ignore = self.options.label_smoothing, self.options.z_loss, self.options.ignore_index
-        lse_N = all_shards.lse_N
-        loss_N = lse_N - (1 - epsilon) * all_shards.target_N
-        if epsilon:
-            loss_N = loss_N - epsilon / self.shard.vocab_size * all_shards.extra_N
-        if zloss:
-            loss_N = loss_N + zloss * lse_N.square()
-        outside_N = (targets_N < 0) | (targets_N >= self.shard.vocab_size)
-        loss_N = torch.where(outside_N, torch.nan, loss_N)
-        return torch.where(targets_N == ignore, 0, loss_N)
+        return self._backend.losses(all_shards, targets_N, self.options, self.shard.vocab_size)
 
     def coefficients(self, state: ScoreState, all_shards: RowStatistics, loss_grad_N: torch.Tensor) -> Coefficients:
         """Return what both gradients are scaled by; arguments as for :meth:`input_grad`."""
-        return coefficients(
-            state.statistics.reference_N,
-            all_shards,
-            torch.where(state.kept_N, loss_grad_N, 0).to(state.statistics.packed_KN.dtype),
-            self.options,
-            vocab_size=self.shard.vocab_size,
+        return self._backend.coefficients(
+            state.statistics, all_shards, loss_grad_N, state.kept_N, self.options, self.shard.vocab_size
         )
 
     @no_autocast
@@ -238,7 +239,7 @@ class OutputShard:
         Raises:
             ConfigError: a sum of another size, dtype or device.
         """
-        check_main_grad(main_grad_VD, self._w_VD, "weight")
+        check_main_grad(main_grad_VD, self._weight_VD, "weight")
         late = late or self.coefficients(state, all_shards, loss_grad_N)
         self._backend.add_weight_grad(
             main_grad_VD, state.exp_NV, state.x_ND, state.local_N, late.a_N, late.b_N, num_sms=self._num_sms
@@ -253,18 +254,17 @@ class OutputShard:
         """Do the bias's part of :meth:`add_weight_grad` alone, with what :meth:`coefficients` returned."""
         add_bias_grad(bias_grad_V, state.exp_NV, state.local_N, late, self.shard.num_real)
 
-    def _tokens(self, x_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tokens(self, x_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if x_ND.dim() != 2:
-            raise ConfigError(f"x must be [tokens, {self._w_VD.shape[1]}], not {list(x_ND.shape)}")
-        check_tokens(x_ND, self._w_VD, targets_N)
+            raise ConfigError(f"x must be [tokens, {self._weight_VD.shape[1]}], not {list(x_ND.shape)}")
+        check_tokens(x_ND, self._weight_VD, targets_N)
         check_range(targets_N, self.shard.vocab_size, self.options.ignore_index)
-        # An ignored target may be a row of the vocabulary.
-        local_N = torch.where(targets_N == self.options.ignore_index, -1, self.shard.local(targets_N.long()))
-        return x_ND.detach().contiguous(), local_N.contiguous()
+        local_N, kept_N = self._backend.locate(targets_N.contiguous(), self.shard, self.options.ignore_index)
+        return x_ND.detach().contiguous(), local_N, kept_N
 
     def _sum_rows(self) -> torch.Tensor:
         """Return the sum of the real rows of the weight [D]."""
-        return self._w_VD[: self.shard.num_real].sum(0, dtype=accumulation_dtype(self._w_VD.dtype))
+        return self._w_VD[: self.shard.num_real].sum(0, dtype=accumulation_dtype(self._weight_VD.dtype))
 
     def _sum_logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return ``Σ z`` [N] over the real columns: without a cap, linear in x."""

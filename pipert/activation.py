@@ -14,9 +14,12 @@ def peak_activation(program: Program, costs: Costs) -> tuple[float, ...]:
     """Compute the most that each rank holds at one time, in the unit of the costs' ``act``.
 
     An activation is held from the start of F (of R, where it is recomputed) to the end of I, the part ``act_w`` on to
-    the end of W, and ``act_kept`` to the end; a full backward is I and W at once.
+    the end of W, and ``act_kept`` to the end; a full backward is I and W at once. ``act_s`` is held from the start of S
+    to the end of T.
     """
     stages = costs.for_plan(program)
+    act_s = costs.vocab.act_s if costs.vocab else 0.0
+    has_t = any(op.kind is OpKind.SCORE_W for ops in program.ranks for op in ops)
     recomputed = {
         (part.stage, part.microbatch)
         for ops in program.ranks
@@ -31,8 +34,10 @@ def peak_activation(program: Program, costs: Costs) -> tuple[float, ...]:
             for part in op.unpacked:
                 if part.kind is not OpKind.FORWARD or (part.stage, part.microbatch) not in recomputed:
                     held += max(0.0, change(part, stages))
+            held += act_s if op.kind is OpKind.SCORE else 0.0
             peak = max(peak, held)
             held += sum(min(0.0, change(part, stages)) for part in op.unpacked)
+            held -= act_s if op.kind is (OpKind.SCORE_W if has_t else OpKind.SCORE) else 0.0
         peaks.append(peak)
     return tuple(peaks)
 

@@ -141,10 +141,14 @@ class VocabCosts:
         for name in VOCAB_NAMES:
             check_size(name, getattr(self, name))
 
+    @staticmethod
+    def name_of(kind: OpKind) -> str:
+        """Return the field that has the time of a kind that is about the vocabulary."""
+        return kind.text if kind in (OpKind.SCORE, OpKind.SCORE_W) else kind.text.lower()
+
     def time_of(self, kind: OpKind) -> float:
-        """Return the time of one op on a rank of speed 1; 0 for kinds that are not about the vocabulary."""
-        is_ours = kind.scope in (Scope.SHARD, Scope.MEETING)
-        return float(getattr(self, kind.text if kind.text in VOCAB_NAMES else kind.text.lower())) if is_ours else 0.0
+        """Return the time of one op, on a rank of speed 1."""
+        return float(getattr(self, self.name_of(kind)))
 
 
 VOCAB_NAMES = tuple(field.name for field in dataclasses.fields(VocabCosts))
@@ -305,7 +309,8 @@ class Costs:
         """Costs per rank from ``"F=1,I=1,W=1,p2p=0,act=1,act_w=0.37"``; the names are the arguments of `per_rank`.
 
         ``rank_speed`` and ``microbatch_scale`` are lists: ``rank_speed=1:1:0.5:1``. Of the times give F, I and W, and
-        B where it is not I + W; or F and B, of which I and W are then the halves; or none, and F = I = W = 1.
+        B where it is not I + W; or F and B, of which I and W are then the halves; or none, and F = I = W = S = T = 1.
+        Plans with passes over the vocabulary need the names of `VocabCosts`, too: S and T, and maybe more.
 
         Raises:
             ConfigError: an item is malformed, unknown, missing or given twice; the message names it.
@@ -319,9 +324,9 @@ class Costs:
         """Costs from a TOML file. Its names are the arguments of `per_rank`, for a rank's whole share.
 
         Where stages differ, each has a ``[[stage]]`` table with the names of `StageCosts`, and only what is common to
-        all stands at the top: ``p2p``, ``bandwidth``, ``message_bytes``, ``host_cores``, ``rank_speed``, ``overlap``
-        and, unless the tables have their own, ``microbatch_scale``. An edge with another speed has a ``[[link]]``
-        table: ``src`` and ``dst`` (ranks), ``latency`` and ``bandwidth``.
+        all stands at the top: ``p2p``, ``bandwidth``, ``message_bytes``, ``host_cores``, ``rank_speed``, ``overlap``,
+        the names of `VocabCosts` and, unless the tables have their own, ``microbatch_scale``. An edge with another
+        speed has a ``[[link]]`` table: ``src`` and ``dst`` (ranks), ``latency`` and ``bandwidth``.
 
         Raises:
             ConfigError: the file cannot be read, is not TOML, or holds something else than the above, or too little.
@@ -362,6 +367,17 @@ class Costs:
         latency = self.p2p if link.latency is None else link.latency
         return latency, self.occupancy if link.bandwidth is None else self.message_bytes / link.bandwidth
 
+    @property
+    def known_vocab(self) -> VocabCosts:
+        """The costs of the passes over the vocabulary.
+
+        Raises:
+            ConfigError: they are not known.
+        """
+        if self.vocab is None:
+            raise ConfigError("the costs lack those of the passes over the vocabulary: give S and T with the others")
+        return self.vocab
+
     def speed_of(self, rank: int) -> float:
         """Return how fast ``rank`` computes; a rank of speed 1 takes the times as they are given."""
         return self.rank_speed[rank] if self.rank_speed else 1.0
@@ -375,7 +391,7 @@ class Costs:
             stages: what `for_plan` gave.
         """
         if op.kind.scope is Scope.SHARD:
-            return (self.vocab or VocabCosts()).time_of(op.kind) / self.speed_of(rank)
+            return self.known_vocab.time_of(op.kind) / self.speed_of(rank)
         time = sum(
             stages[part.stage].time_of(part.kind) * stages[part.stage].scale_of(part.microbatch) for part in op.unpacked
         )

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipert.costs import SIZE_NAMES, Costs, Link, StageCosts, check_size, check_sizes
+from pipert.costs import SIZE_NAMES, VOCAB_NAMES, Costs, Link, StageCosts, VocabCosts, check_size, check_sizes
 from pipert.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -34,8 +34,8 @@ def parse(text: str) -> Costs:
     if repeated:
         raise ConfigError(f"costs: {repeated[0]!r} is given more than once")
     values = dict(pairs)
-    _check_names(tuple(values), _STAGE + _COMMON)
-    return Costs.per_rank(**_complete(values))
+    _check_names(tuple(values), _STAGE + _COMMON + VOCAB_NAMES)
+    return _per_rank(values)
 
 
 def load(path: str | os.PathLike[str]) -> Costs:
@@ -57,6 +57,8 @@ def load(path: str | os.PathLike[str]) -> Costs:
 def dumps(costs: Costs) -> str:
     """Write costs as the text of a file that `load` reads."""
     lines = [_toml(name, getattr(costs, name)) for name in _COMMON if getattr(costs, name) not in _UNSAID.get(name, ())]
+    if costs.vocab is not None:
+        lines += [_toml(name, value) for name, value in dataclasses.asdict(costs.vocab).items()]
     stages = [dataclasses.asdict(stage) for stage in costs.stages]
     for stage in stages:
         if not costs.whole_rank:
@@ -107,6 +109,23 @@ def _complete(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
+def _per_rank(values: Mapping[str, Any], links: Mapping[tuple[int, int], Link] | None = None) -> Costs:
+    rest, vocab = _without_vocab(values)
+    if vocab is None and not any(name in rest for name in _TIMES):  # then all times are 1, theirs too
+        vocab = VocabCosts()
+    return Costs.per_rank(**_complete(rest), links=links, vocab=vocab)
+
+
+def _without_vocab(values: Mapping[str, Any]) -> tuple[dict[str, Any], VocabCosts | None]:
+    """Split off the costs of the vocabulary; None where there are none."""
+    given = {name: value for name, value in values.items() if name in VOCAB_NAMES}
+    rest = {name: value for name, value in values.items() if name not in given}
+    missing = [name for name in ("S", "T") if given and name not in given]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} must be given with {', '.join(given)}: times have one unit")
+    return rest, VocabCosts(**given) if given else None
+
+
 def _from_file(values: Mapping[str, Any]) -> Costs:
     tables = {name: _tables(name, values[name]) for name in ("stage", "link") if name in values}
     top = {name: value for name, value in values.items() if name not in tables}
@@ -114,9 +133,10 @@ def _from_file(values: Mapping[str, Any]) -> Costs:
     if len(links) != len(tables.get("link", [])):
         raise ConfigError("two [[link]] tables have the same src and dst")
     if "stage" not in tables:
-        _check_names(tuple(top), _STAGE + _COMMON)
-        return Costs.per_rank(**_complete(top), links=links)
-    _check_names(tuple(top), (*_COMMON, "microbatch_scale"))
+        _check_names(tuple(top), _STAGE + _COMMON + VOCAB_NAMES)
+        return _per_rank(top, links)
+    _check_names(tuple(top), (*_COMMON, "microbatch_scale", *VOCAB_NAMES))
+    top, vocab = _without_vocab(top)
     for_all = {"microbatch_scale": top.pop("microbatch_scale")} if "microbatch_scale" in top else {}
     stages = [
         _within(f"[[stage]] {index}", _stage, {**for_all, **table}) for index, table in enumerate(tables["stage"])
@@ -124,7 +144,7 @@ def _from_file(values: Mapping[str, Any]) -> Costs:
     timed = ["F" in table for table in tables["stage"]]
     if any(timed) and not all(timed):
         raise ConfigError(f"[[stage]] {timed.index(False)} lacks F, which [[stage]] {timed.index(True)} has")
-    return Costs.per_stage(stages, **top, links=links)
+    return Costs.per_stage(stages, **top, links=links, vocab=vocab)
 
 
 def _tables(name: str, tables: Any) -> list[dict[str, Any]]:

@@ -37,17 +37,18 @@ def simulate(plan: Plan, costs: Costs, *, memory_limit: float | None = None) -> 
         memory_limit: what other orders of the ops must keep that ``report.lower_bound`` is to bound.
 
     Raises:
-        ConfigError: the costs are for other numbers of stages, ranks or microbatches than the plan's.
+        ConfigError: the costs are for other numbers of stages, ranks or microbatches than the plan's, or lack those of
+            its passes over the vocabulary.
     """
     start, end = _core.simulate(plan.native, clock_costs(plan, costs))
     report = measure(Trace(plan, array("d", start), array("d", end)), costs)
     return dataclasses.replace(report, costs=costs, memory_limit=memory_limit)
 
 
-def _times(kind: OpKind, plan: Plan, stages: Sequence[StageCosts], vocab: VocabCosts) -> list[float]:
+def _times(kind: OpKind, plan: Plan, stages: Sequence[StageCosts], vocab: VocabCosts | None) -> list[float]:
     """Give the time of a kind on each stage; on each rank, of a kind that is for ranks (and 0 beyond the last)."""
     if kind.scope in (Scope.SHARD, Scope.MEETING):
-        return [vocab.time_of(kind)] * plan.num_stages
+        return [0.0 if vocab is None else vocab.time_of(kind)] * plan.num_stages
     if kind.scope is Scope.RANK:
         of_rank = (sum(stages[stage].time_of(kind) for stage in plan.chunks(rank)) for rank in range(plan.num_ranks))
         return list(itertools.islice(itertools.chain(of_rank, itertools.repeat(0.0)), plan.num_stages))
@@ -56,7 +57,8 @@ def _times(kind: OpKind, plan: Plan, stages: Sequence[StageCosts], vocab: VocabC
 
 def clock_costs(plan: Plan, costs: Costs) -> _core.ClockCosts:
     """Give the costs of a plan's ops in the form that the core takes."""
-    stages, vocab = costs.for_plan(plan), costs.vocab or VocabCosts()
+    stages = costs.for_plan(plan)
+    vocab = costs.known_vocab if f"{OpKind.VBCAST.text}0" in plan.op_text else None
     scale: list[float] = []
     if any(stage.microbatch_scale for stage in stages):
         for stage in stages:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipert import python_schedule, schedules
+from pipert.activation import check_memory
 from pipert.costs import Costs
 from pipert.errors import ConfigError, PlanError
 from pipert.ir import Op, Program
@@ -20,10 +21,9 @@ from pipert.lowering import compile
 from pipert.lowering.lowered_csv import is_lowered, plan_from_csv
 from pipert.lowering.mend import mending_swap
 from pipert.ops import LaneKind
-from pipert.passes import post_validation, validate
+from pipert.passes import post_validation, validate, vocab_parallel
 from pipert.plan import Plan
 from pipert.schedules import Effort, Request
-from pipert.activation import check_memory
 
 MAX_CSV_CHARACTERS = 1 << 29
 
@@ -54,6 +54,10 @@ class Source:
     def with_post_validation(self) -> Source:
         """Return the same program with the optimizer's step in it; see :func:`pipert.passes.post_validation`."""
         return Source(self.place, post_validation(self.program()))
+
+    def with_vocab_parallel(self, algorithm: int, costs: Costs | None, memory_limit: float | None = None) -> Source:
+        """Return the same program with its vocabulary split over the ranks: :func:`pipert.passes.vocab_parallel`."""
+        return Source(self.place, vocab_parallel(self.program(), algorithm, costs, memory_limit))
 
     def plan(self) -> Plan:
         """Return the plan: as it came, else the program lowered and verified.

@@ -75,13 +75,16 @@ def cases(
     return made
 
 
-def sweep(cases: Iterable[Case], costs: Costs, effort: Effort | None = None) -> Iterator[Row]:
+def sweep(
+    cases: Iterable[Case], costs: Costs, effort: Effort | None = None, vocab_parallel: int | None = None
+) -> Iterator[Row]:
     """Simulate case by case. What a schedule refuses becomes a row with the reason.
 
     Args:
         cases: what the rows are made for.
         costs: what ops cost in all of them.
         effort: how each schedule that is searched for is searched for.
+        vocab_parallel: the algorithm by which the vocabulary is split over the ranks in all of them, if it is.
     """
     for case in cases:
         try:
@@ -94,6 +97,8 @@ def sweep(cases: Iterable[Case], costs: Costs, effort: Effort | None = None) -> 
                 memory_limit=case.memory_limit,
                 effort=effort,
             )
+            if vocab_parallel is not None:
+                source = source.with_vocab_parallel(vocab_parallel, costs, case.memory_limit)
             plan = source.plan()
             report = simulate(plan, costs)
             bound = lower_bound(plan, costs, case.memory_limit)

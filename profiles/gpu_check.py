@@ -1,7 +1,7 @@
 """`make gpu`: build with CUDA in place, test, train and measure on the GPU, and print a short table last.
 
 It uses the Python that runs it: no virtual environment, no network. Whatever is missing is a failed row, and the steps
-after it are tried all the same. Results go to $OUT (build/gpu): gpu.json, gpu.log, bench-*.json, pictures, a timeline.
+after it are tried all the same. Results go to $OUT (build/gpu): gpu.json, gpu.log, bench.json, pictures, a timeline.
 
     python profiles/gpu_check.py [all|test|bench]
     python profiles/gpu_check.py --record FOLDER      file such results under profiles/results
@@ -18,11 +18,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpucheck import machine
-from gpucheck.benching import bench
+from gpucheck import benching, machine, plots
 from gpucheck.building import build
 from gpucheck.place import ROOT, Place
-from gpucheck.plots import NAME, draw
 from gpucheck.record import RecordError, record
 from gpucheck.rows import Row, table
 from gpucheck.sanitizing import sanitize
@@ -32,8 +30,8 @@ from gpucheck.training import train
 LIMIT_S = 520.0
 """Of everything together."""
 MOST_LOG_CHARS = 8_000_000
-FILES = ("gpu.json", "gpu.log", "bench-*.json", NAME, "train-trace.json", "train-timeline.html")
-"""What is left in the folder for results: never more than eight."""
+FILES = ("gpu.json", "gpu.log", benching.NAME, plots.NAME, "train-trace.json", "train-timeline.html")
+"""What is left in the folder for results."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Step:
 def pictures(place: Place) -> list[Row]:
     """Draw what was measured."""
     begin = time.monotonic()
-    name = draw(place.out, place.results)
+    name = plots.draw(place.out, place.results)
     return [Row("pictures", name is not None, name or "nothing was measured", time.monotonic() - begin)]
 
 
@@ -57,8 +55,8 @@ STEPS = {
     "build": Step(build, 150, 60),
     "tests": Step(run_tests, 190, 90),
     "training": Step(train, 130, 70),
-    "benchmarks": Step(bench, 210, 100),
-    "sanitizer": Step(sanitize, 90, 40),
+    "benchmarks": Step(benching.bench, 280, 140),
+    "sanitizer": Step(sanitize, 120, 50),
     "pictures": Step(pictures, 30, 10),
 }
 PARTS = {
@@ -88,8 +86,8 @@ def check(part: str, out: Path) -> int:
     work = ROOT / "build" / "gpu-work"
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
-    for file in [file for pattern in FILES for file in out.glob(pattern)]:
-        file.unlink()  # of an earlier check
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)  # of an earlier check
     with (work / "gpu.log").open("w") as log:
         place = Place(out, work, begin + LIMIT_S, log)
         place.results |= {
@@ -106,7 +104,7 @@ def check(part: str, out: Path) -> int:
         "gpu_afterwards": machine.gpu(),
         "seconds": time.monotonic() - begin,
         "rows": [asdict(row) for row in rows],
-        "files": sorted(file.name for pattern in FILES for file in out.glob(pattern)),
+        "files": sorted(name for name in FILES if (out / name).exists()),
     }
     (out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{table(rows)}; {time.monotonic() - begin:.0f} s; {out / 'gpu.json'}, {out / 'gpu.log'}")

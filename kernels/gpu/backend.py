@@ -11,12 +11,15 @@ from pathlib import Path
 import torch
 
 from pipert.kernels.backend import Backend
-from pipert.kernels.gpu import products, rows
+from pipert.kernels.coefficients import Coefficients
+from pipert.kernels.gpu import products, rows, tokens
 from pipert.kernels.gpu.memory import empty
 from pipert.kernels.gpu.problem import ScoreProblem
 from pipert.kernels.gpu.tuning import Tuner
 from pipert.kernels.gpu.ways import Route, run_score
+from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.statistics import RowStatistics
+from pipert.kernels.vocab_shard import VocabShard
 
 
 class GpuBackend:
@@ -34,6 +37,34 @@ class GpuBackend:
     def __init__(self, route: Route | None = None, tuning_file: Path | None = None) -> None:
         self._route = route
         self._tuner = Tuner(tuning_file)
+
+    def locate(
+        self, targets_N: torch.Tensor, shard: VocabShard, ignore_index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Backend.locate`."""
+        return tokens.locate(targets_N, shard, ignore_index)
+
+    def combine(self, parts_pKN: torch.Tensor, *, weighted_extra: bool) -> RowStatistics:
+        """See :meth:`Backend.combine`."""
+        return tokens.combined(parts_pKN, weighted_extra=weighted_extra)
+
+    def losses(
+        self, all_shards: RowStatistics, targets_N: torch.Tensor, options: LossOptions, vocab_size: int
+    ) -> torch.Tensor:
+        """See :meth:`Backend.losses`."""
+        return tokens.losses(all_shards, targets_N, options, vocab_size)
+
+    def coefficients(
+        self,
+        own: RowStatistics,
+        all_shards: RowStatistics,
+        loss_grad: torch.Tensor,
+        kept_N: torch.Tensor,
+        options: LossOptions,
+        vocab_size: int,
+    ) -> Coefficients:
+        """See :meth:`Backend.coefficients`."""
+        return tokens.late(own, all_shards, loss_grad, kept_N, options, vocab_size)
 
     def score(
         self,

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from pipert.kernels.accumulation import accumulation_dtype
+from pipert.kernels.coefficients import Coefficients, coefficients
+from pipert.kernels.loss_options import LossOptions
 from pipert.kernels.reference.scatter import add_rows
-from pipert.kernels.statistics import RowStatistics
+from pipert.kernels.statistics import RowStatistics, combine
+from pipert.kernels.token_losses import token_losses
+from pipert.kernels.vocab_shard import VocabShard
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,36 @@ class ReferenceBackend:
     ``max_workspace_bytes`` bounds the logits of a chunk of rows; low-precision inputs are copied to fp32 besides.
     ``num_sms`` has no meaning here.
     """
+
+    def locate(
+        self, targets_N: torch.Tensor, shard: VocabShard, ignore_index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`~pipert.kernels.backend.Backend`."""
+        kept_N = targets_N != ignore_index
+        # An ignored target may be a row of the vocabulary.
+        return torch.where(kept_N, shard.local(targets_N.long()), -1), kept_N
+
+    def combine(self, parts_pKN: torch.Tensor, *, weighted_extra: bool) -> RowStatistics:
+        """See :class:`~pipert.kernels.backend.Backend`."""
+        return combine(parts_pKN, weighted_extra=weighted_extra)
+
+    def losses(
+        self, all_shards: RowStatistics, targets_N: torch.Tensor, options: LossOptions, vocab_size: int
+    ) -> torch.Tensor:
+        """See :class:`~pipert.kernels.backend.Backend`."""
+        return token_losses(all_shards, targets_N, options, vocab_size)
+
+    def coefficients(
+        self,
+        own: RowStatistics,
+        all_shards: RowStatistics,
+        loss_grad: torch.Tensor,
+        kept_N: torch.Tensor,
+        options: LossOptions,
+        vocab_size: int,
+    ) -> Coefficients:
+        """See :class:`~pipert.kernels.backend.Backend`."""
+        return coefficients(own, all_shards, loss_grad, kept_N, options, vocab_size)
 
     def score(
         self,

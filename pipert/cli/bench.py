@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipert.bench.compare import Old
     from pipert.bench.figure import Figure
 
+    Measure = Callable[[], list[Figure]]
+
 AREAS: Mapping[str, str] = {
     "runtime": "the runtime beside torch.distributed.pipelining, in turns",
     "planner": "planning at scale",
@@ -27,18 +29,23 @@ AREAS: Mapping[str, str] = {
     "launch": "calls of the CUDA driver, hops between streams, and what the engine adds",
     "copy": "pinned memory to and from a CUDA device",
     "p2p": "messages between ranks on a CUDA device",
+    "vocab": "vocabulary-parallel output layers on a CUDA device, beside bare matrix products and other layers",
 }
-_ON_GPU = ("launch", "copy", "p2p")
+_ON_GPU = ("launch", "copy", "p2p", "vocab")
 _PEERS = {
     "runtime": "torch.distributed.pipelining of torch {}, over gloo",
     "launch": "torch.distributed.pipelining and torch.cuda.graph of torch {}",
     "copy": "pinned copies of torch {}",
     "p2p": "plain copies within the device",
+    "vocab": "the same matrix products by torch {}, or what a figure's name says",
 }
 
 
 def bench(
     area: str = typer.Argument("runtime", help=f"What to measure: {', '.join(AREAS)}."),
+    only: list[str] | None = typer.Option(
+        None, "--part", metavar="PART", help="Measure this part of the area alone; may be given several times."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the figures as JSON."),
     out: Path | None = typer.Option(
         None, "-o", "--out", help="Also write the JSON to this file; in a folder, to AREA_MACHINE.json."
@@ -49,13 +56,15 @@ def bench(
 ) -> None:
     """Measure the runtime, planning, or work on a CUDA device, beside a peer where there is one.
 
-    Each area takes some minutes; launch, copy and p2p need a CUDA device.
+    Each area takes some minutes; launch, copy, p2p and vocab need a CUDA device.
 
     Keep the machine otherwise idle: a bar that is missed, and a figure that became slower, is shown, and changes no
-    exit code. A part that fails does: it is named at the end, after the figures of the others.
+    exit code. A part that fails does: it is named at the end, after the figures of the others. So are those that an
+    interrupt (Ctrl-C) leaves out.
     """
     if area not in AREAS:
         raise ConfigError(f"unknown area {area!r}; there is: {', '.join(AREAS)}")
+    parts = _parts(area, only)
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is not a folder")
     from pipert.bench import compare as comparing
@@ -73,17 +82,18 @@ def bench(
         for warning in comparing.warnings(found, old):
             Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     before = machine.gpu_state()
-    measured = _measure(area)
+    measured = _measure(parts)
     found = machine.with_states(found, before)
     peer = _PEERS[area].format(found["torch"]) if area in _PEERS else None
-    result = {"area": area, "peer": peer, "machine": found, **_result(measured, old)}
+    gone = [] if old is None or only else comparing.missing(measured.figures, old)
+    result = {"area": area, "peer": peer, "machine": found, **_result(measured, old, gone)}
     text = json.dumps(result, indent=1)
     if out is not None:
         _in_folder(out, file_name).write_text(text + "\n")
     if as_json:
         typer.echo(text)
     else:
-        _show(measured, peer, old)
+        _show(measured, peer, old, gone)
     if measured.failed:
         raise typer.Exit(1)
 
@@ -97,17 +107,32 @@ class _Measured:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def _measure(area: str) -> _Measured:
+def _parts(area: str, only: list[str] | None) -> dict[str, Measure]:
+    """Return the parts of an area that are wanted, in its order."""
+    parts: dict[str, Measure] = importlib.import_module(f"pipert.bench.{area}").PARTS
+    for name in only or ():
+        if name not in parts:
+            raise ConfigError(f"the area {area!r} has no part {name!r}; there is: {', '.join(parts)}")
+    return {name: measure for name, measure in parts.items() if not only or name in only}
+
+
+def _measure(parts: Mapping[str, Measure]) -> _Measured:
     """Measure every part, whatever becomes of the others."""
     from pipert.bench.figure import Unavailable
 
-    parts = importlib.import_module(f"pipert.bench.{area}").PARTS
     measured = _Measured()
+    interrupted = False
     with Console(stderr=True).status("") as status:
         for name, measure in parts.items():
+            if interrupted:
+                measured.failed[name] = "not begun: interrupted"
+                continue
             status.update(f"measuring: {name.replace('_', ' ')}")
             try:
                 measured.figures += measure()
+            except KeyboardInterrupt:
+                interrupted = True
+                measured.failed[name] = "interrupted"
             except Unavailable as reason:
                 measured.unavailable[name] = str(reason)
             except Exception as error:
@@ -117,7 +142,7 @@ def _measure(area: str) -> _Measured:
     return measured
 
 
-def _result(measured: _Measured, old: Old | None) -> dict[str, Any]:
+def _result(measured: _Measured, old: Old | None, gone: list[str]) -> dict[str, Any]:
     from pipert.bench import compare
     from pipert.bench.figure import as_json
 
@@ -127,10 +152,10 @@ def _result(measured: _Measured, old: Old | None) -> dict[str, Any]:
         return result
     for row, (was, verdict) in zip(rows, compare.verdicts(measured.figures, old).values(), strict=True):
         row |= {"was": was, "verdict": verdict}
-    return {**result, "compared_with": str(old.path), "gone": compare.missing(measured.figures, old)}
+    return {**result, "compared_with": str(old.path), "gone": gone}
 
 
-def _show(measured: _Measured, peer: str | None, old: Old | None) -> None:
+def _show(measured: _Measured, peer: str | None, old: Old | None, gone: list[str]) -> None:
     from pipert.bench import compare
     from pipert.bench.figure import as_table
 
@@ -139,7 +164,6 @@ def _show(measured: _Measured, peer: str | None, old: Old | None) -> None:
     console.print(as_table(measured.figures, verdicts))
     if peer is not None:
         console.print(f"peer: {peer}")
-    gone = [] if old is None else compare.missing(measured.figures, old)
     lines = [
         *(("yellow", "gone", name) for name in gone),
         *(("yellow", f"not measured: {name.replace('_', ' ')}", why) for name, why in measured.unavailable.items()),

@@ -8,11 +8,11 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Text
 
-from pipert.ir import Program
+from pipert.ir import Op, Program
 from pipert.ops import LaneKind, OpKind
-from pipert.view.palette import color_of, ink_on, toned, tones
+from pipert.view.palette import color_of, ink_on, tone_of, toned, tones
 
-_KINDS = {kind.text: kind for kind in OpKind if kind.lane is LaneKind.COMPUTE}
+_KINDS = {kind.text: kind for kind in OpKind if kind.lane is LaneKind.COMPUTE and kind.has_microbatch}
 _OP = re.compile(rf"\b(?P<stage>\d*)(?P<kind>{'|'.join(_KINDS)})(?P<microbatch>\d+)'*-*")
 
 
@@ -30,9 +30,8 @@ def colored(text: str, program: Program) -> Text:
         if 1 <= number <= program.num_ranks:
             row.highlight_regex(r" \.(?= |$)", "dim")
             for op in _OP.finditer(line):
-                stage = int(op["stage"] or 0)  # without stages there is one tone
-                shade = shades[program.path_of[int(op["microbatch"])]][stage]
-                fill = toned(color_of(_KINDS[op["kind"]]), shade)
+                kind, stage = _KINDS[op["kind"]], int(op["stage"] or 0)  # without stages there is one tone
+                fill = toned(color_of(kind), tone_of(Op(kind, stage, int(op["microbatch"])), shades, program.path_of))
                 style = Style(color=ink_on(fill), bgcolor=Color.from_rgb(*fill))
                 row.stylize(style, *op.span())
         result.append_text(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import pathlib
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,21 @@ from pipert.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipert.costs import Costs
+    from pipert.sources import Source
+
+
+class VocabAlgorithm(str, enum.Enum):
+    """How the vocabulary is split over the ranks, if at all."""
+
+    OFF = "off"
+    ONE = "1"
+    TWO = "2"
+
+    @property
+    def number(self) -> int | None:
+        """The algorithm's number; None where the vocabulary is not split."""
+        return None if self is VocabAlgorithm.OFF else int(self.value)
+
 
 TARGET_HELP = (
     "A schedule's name (see `pipert schedules`), a Python file with a function that makes one (my.py, my.py:function), "
@@ -21,7 +37,9 @@ COSTS_HELP = (
     "Costs of a rank's whole share of one microbatch, e.g. F=1,I=1,W=1,p2p=0. Times, in one unit of your choice: F, I, "
     "W; B where it is not I + W, R where it is not F (or F and B alone: I and W are its halves). Transfers: p2p "
     "(latency), bandwidth, message_bytes. Memory: act (held from F to I), act_w (the part held on to W), act_kept (on "
-    "to the end). overlap (what an F_B pair takes of its sum), rank_speed=1:1:0.5:1, microbatch_scale=1:1.2:…"
+    "to the end). overlap (what an F_B pair takes of its sum), rank_speed=1:1:0.5:1, microbatch_scale=1:1.2:… "
+    "With --vocab-parallel: S and T (of any one rank), and maybe embed, embed_w, vembed, vbcast, vstats, vgrad, "
+    "vembed_grad (meetings of all ranks) and act_s (memory held from S to T)."
 )
 
 Target = Annotated[str, typer.Argument(metavar="NAME|FILE", help=TARGET_HELP)]
@@ -63,6 +81,16 @@ PostValidation = Annotated[
         "Costs: opt, validate.",
     ),
 ]
+VocabParallel = Annotated[
+    VocabAlgorithm,
+    typer.Option(
+        "--vocab-parallel",
+        help="Split the output layer and the input embedding over all ranks, by Algorithm 1 or 2 of arXiv 2411.05288: "
+        "every rank gets S (its shard's logits) and T (their gradients) for each microbatch. In 2, all ranks wait for "
+        "each other once less, S is longer and T may wait: the last stage's backward starts up to 1 microbatch later "
+        "than without (in 1: up to 2), and as many more are held. F, I and W are then those without the two layers.",
+    ),
+]
 HostCores = Annotated[
     float | None,
     typer.Option("--host-cores", help="Cores that all ranks share; a core for each rank if not given."),
@@ -93,6 +121,20 @@ def load_costs(
     else:
         result = Costs.load(costs_file) if costs_file is not None else Costs.parse(costs or "")
     return result if host_cores is None else dataclasses.replace(result, host_cores=host_cores)
+
+
+def split_vocabulary(source: Source, algorithm: VocabAlgorithm, costs: Costs, memory_limit: float | None) -> Source:
+    """Do what ``--vocab-parallel`` asks for, with a sign of life on a terminal: large programs take seconds.
+
+    Raises:
+        ConfigError: it cannot be done; see :func:`pipert.passes.vocab_parallel`.
+    """
+    from rich.console import Console
+
+    if algorithm.number is None:
+        return source
+    with Console(stderr=True).status("placing the passes over the vocabulary"):
+        return source.with_vocab_parallel(algorithm.number, costs, memory_limit)
 
 
 def write(path: pathlib.Path, text: str) -> None:

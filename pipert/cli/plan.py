@@ -40,6 +40,7 @@ def plan(
     costs_from: inputs.CostsFrom = None,
     memory_limit: inputs.MemoryLimit = None,
     post_validation: inputs.PostValidation = False,
+    vocab_parallel: inputs.VocabParallel = inputs.VocabAlgorithm.OFF,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     format: Annotated[
@@ -67,6 +68,8 @@ def plan(
 
     pipert plan auto --ranks 8 --microbatches 32 --costs F=2,I=2,W=1,p2p=0.1 --memory-limit 8 --time-limit 30
 
+    pipert plan zb-v --ranks 4 --microbatches 8 --vocab-parallel 2 --costs F=2,I=2,W=1.6,S=0.9,T=0.5
+
     pipert plan optimal --ranks 8 --microbatches 16 --chunks 1 --memory-limit 8
 
     pipert plan interleaved --ranks 4 --microbatches 8 --chunks 3 --format csv
@@ -89,6 +92,7 @@ def plan(
             memory_limit=memory_limit,
             effort=dataclasses.replace(effort, proven=bounds.append),
         )
+    source = inputs.split_vocabulary(source, vocab_parallel, known_costs, memory_limit)
     if post_validation:
         source = source.with_post_validation()
     chosen = format or _format_of(output)

@@ -31,6 +31,7 @@ def simulate(
     costs_from: inputs.CostsFrom = None,
     memory_limit: inputs.MemoryLimit = None,
     post_validation: inputs.PostValidation = False,
+    vocab_parallel: inputs.VocabParallel = inputs.VocabAlgorithm.OFF,
     host_cores: inputs.HostCores = None,
     why: Annotated[
         bool,
@@ -60,6 +61,9 @@ def simulate(
 
     pipert simulate zb-v --ranks 4 --microbatches 8 --costs-from runs/latest/trace.json
 
+    pipert simulate zb-v --ranks 8 --microbatches 128 --vocab-parallel 1 --costs-file \
+    profiles/vocab/256k-algorithm-1.toml
+
     pipert simulate runs/latest/trace.json --explain
     """
     from pipert.sim import simulate
@@ -68,7 +72,8 @@ def simulate(
     spread = None
     if is_trace_file(target):
         sizes = {"--ranks": ranks, "--microbatches": microbatches, "--chunks": chunks, "--memory-limit": memory_limit}
-        _refuse(target, sizes | {"--noise": noise, "--host-cores": host_cores, "--costs-from": costs_from})
+        options = {"--noise": noise, "--host-cores": host_cores, "--costs-from": costs_from}
+        _refuse(target, sizes | options | {"--vocab-parallel": vocab_parallel.number})
         report = _measured(target, costs, costs_file)
     else:
         from pipert import sources
@@ -84,6 +89,7 @@ def simulate(
                 memory_limit=memory_limit,
                 effort=effort,
             )
+        source = inputs.split_vocabulary(source, vocab_parallel, known_costs, memory_limit)
         plan = (source.with_post_validation() if post_validation else source).plan()
         report = simulate(plan, known_costs, memory_limit=memory_limit)
         if noise is not None:

@@ -69,6 +69,7 @@ def sweep(
     costs_file: inputs.CostsFile = None,
     costs_from: inputs.CostsFrom = None,
     host_cores: inputs.HostCores = None,
+    vocab_parallel: inputs.VocabParallel = inputs.VocabAlgorithm.OFF,
     time_limit: TimeLimit = None,
     sort: Annotated[Sort, typer.Option(help="Sort by this, ascending; what is refused comes last.")] = Sort.BUBBLE,
     format: Annotated[Format, typer.Option(help="How to print the table.")] = Format.TABLE,
@@ -105,7 +106,8 @@ def sweep(
     stopped = False
     with progress_bar("simulating", len(all_cases)) as advance:
         try:
-            for row in sweeping.sweep(all_cases, known_costs, Effort(time_limit_s=time_limit)):
+            effort = Effort(time_limit_s=time_limit)
+            for row in sweeping.sweep(all_cases, known_costs, effort, vocab_parallel.number):
                 rows.append(row)
                 advance(1)
         except KeyboardInterrupt:

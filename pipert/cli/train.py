@@ -19,7 +19,7 @@ _PIPELINE, _MODEL, _TRAINING = "Pipeline", "Model", "Training"
 _INTERRUPTED = 130  # 128 + SIGINT
 _MAKE_THE_PLAN = (
     "schedule", "ranks", "microbatches", "chunks", "costs", "costs_file", "memory_limit", "plan", "recompute",
-    "post_validation",
+    "post_validation", "vocab_parallel",
 )  # fmt: skip
 _CHECKS, _FILES = "Prediction and proof", "Files"
 
@@ -58,6 +58,14 @@ def train(
             "--post-validation",
         ),
     ] = False,
+    vocab_parallel: Annotated[
+        str,
+        _option(
+            "Split the embedding and the output layer over all ranks: off, 1 (less work in S) or 2 (one barrier less).",
+            _PIPELINE,
+            metavar="off|1|2",
+        ),
+    ] = "off",
     recompute: Annotated[
         bool, _option("Keep only stage inputs; run each forward again before its backward.", _PIPELINE, "--recompute")
     ] = False,
@@ -94,7 +102,8 @@ def train(
     verify: Annotated[
         bool,
         _option(
-            "Train the same model in one process, too, and compare every loss and gradient bit by bit.",
+            "Train the same model in one process, too, and compare every loss and gradient bit by bit; with "
+            "--vocab-parallel to rounding, each step from equal parameters.",
             _CHECKS,
             "--verify",
         ),
@@ -129,6 +138,7 @@ def train(
     \b
     pipert train --verify                                a demonstration, some two minutes
     pipert train --schedule 1f1b --ranks 2 --data book.txt
+    pipert train --vocab-parallel 2 --verify             the vocabulary split over the ranks
     pipert train --schedule zb-h1 --timed F=20,I=20,W=20
     pipert train --profile-layers layers.csv             what `pipert tune` wants
     pipert train --device cuda --one-process --dtype bf16 --dim 1024
@@ -155,6 +165,7 @@ def train(
         device=device,
         recompute=recompute,
         post_validation=post_validation,
+        vocab_parallel=_algorithm(vocab_parallel),
         batch_weight_grads=batch_weight_grads,
         data=data,
         save=save,
@@ -173,6 +184,12 @@ def train(
             _start_ranks(config, context)
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
+
+
+def _algorithm(text: str) -> int:
+    if text not in ("off", "1", "2"):
+        raise ConfigError(f"--vocab-parallel must be off, 1 or 2, not {text!r}")
+    return 0 if text == "off" else int(text)
 
 
 def _profile_layers(config: TrainConfig, file: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipert.cli import inputs
 from pipert.cli.searching import Seed, TimeLimit, searching
 from pipert.errors import ConfigError
 
@@ -51,6 +52,13 @@ def tune(
             help="Whether a stage, and with it its parameters, may stand on two ranks (bidirectional schedules).",
         ),
     ] = True,
+    vocab_parallel: Annotated[
+        inputs.VocabAlgorithm,
+        typer.Option(
+            help="Split the profile's first and last layers, the input embedding and the output layer, over all ranks, "
+            "by Algorithm 1 or 2 of arXiv 2411.05288; partition and placement are then those of the layers in between.",
+        ),
+    ] = inputs.VocabAlgorithm.OFF,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     output: Annotated[
@@ -85,6 +93,7 @@ def tune(
             machine,
             microbatches,
             replicas=replicas,
+            vocab_parallel=vocab_parallel.number,
             seed=effort.seed,
             time_limit_s=effort.time_limit_s,
             progress=effort.progress,
@@ -94,6 +103,8 @@ def tune(
     tuned.plan().save(output)
     tuned.costs.save(costs_file)
     baseline = megatron(layers, machine, microbatches)
+    if vocab_parallel.number:
+        layers = layers[1:-1]
     if as_json:
         typer.echo(json.dumps(_to_dict(tuned, layers, baseline), indent=1))
     else:
@@ -153,6 +164,8 @@ def _to_text(tuned: Tuned, layers: tuple[Layer, ...], machine: Machine, baseline
         times = " / ".join(f"{sum(layer.time for layer in held) / machine.speed(rank):.4g}" for rank in holders)
         rows.append((str(stage), ", ".join(map(str, holders)), span, str(len(held)), times))
     gain = baseline.step_time / tuned.step_time
+    vocab = tuned.costs.vocab
+    split = [f"vocabulary      split over all ranks, on each S {vocab.S:.4g} and T {vocab.T:.4g} ms"] if vocab else []
     notes = "" if baseline.fits else ", which exceeds the memory limit"
     copies = "; every stage stands on two ranks, and so do its parameters" if len(program.paths) > 1 else ""
     return "\n".join(
@@ -160,6 +173,7 @@ def _to_text(tuned: Tuned, layers: tuple[Layer, ...], machine: Machine, baseline
             f"{program.name}: {program.num_ranks} ranks, {program.num_stages} stages, {program.num_microbatches} "
             f"microbatches{copies}",
             table(rows, left=(2,)),
+            *split,
             "",
             f"predicted step  {tuned.step_time:.6g} ms (no schedule of these stages is below {tuned.bound:.6g})",
             f"Megatron        {baseline.step_time:.6g} ms ({baseline}, layers spread evenly{notes})",

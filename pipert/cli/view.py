@@ -35,6 +35,7 @@ def view(
     memory_limit: inputs.MemoryLimit = None,
     time_limit: TimeLimit = None,
     host_cores: inputs.HostCores = None,
+    vocab_parallel: inputs.VocabParallel = inputs.VocabAlgorithm.OFF,
 ) -> None:
     """Write one self-contained page that shows plans and traces on a common time axis, op by op.
 
@@ -72,6 +73,8 @@ def view(
         given = {} if some_are_sized and not sources.takes_sizes(target) else sizes
         with searching(time_limit, seed=0) as effort:
             source = load(target, **given, effort=effort)
+        if sources.takes_sizes(target):
+            source = inputs.split_vocabulary(source, vocab_parallel, known_costs, memory_limit)
         traces.append(("planned", simulate(source.plan(), known_costs).trace))
     if still:
         inputs.write(output, timeline_svg(_titled(traces), costs=known_costs))

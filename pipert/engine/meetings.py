@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,7 @@ from torch.distributed import distributed_c10d
 from pipert.errors import LaneTimeout, PeerLost
 from pipert.ir import Op
 from pipert.ops import OpKind
-
-if TYPE_CHECKING:
-    from pipert.rendezvous import Group
+from pipert.rendezvous import Group, gather
 
 _SLICE = timedelta(milliseconds=50)
 
@@ -116,7 +114,8 @@ class GroupMeetings:
     Args:
         group: the ranks' process group.
         session: a name that the ranks agreed on, and nobody else has.
-        device: where the tensors lie: gloo moves those of the host, NCCL those of a CUDA device.
+        device: where the tensors lie. gloo moves those of the host, NCCL those of CUDA devices; where ranks share a
+            device, of which NCCL does not let them have a part each, they go through the host, too.
         timeout_ms: the longest wait.
         check: raises what has failed meanwhile, here or on another rank.
     """
@@ -128,7 +127,7 @@ class GroupMeetings:
         self._rank, self._num_ranks = rank, num_ranks
         self._timeout_ms = timeout_ms
         self._check = check
-        self._on_host = device.type == "cpu"
+        self._on_host = device.type == "cpu" or _share_device(group, device)
         timeout = timedelta(milliseconds=timeout_ms)
         store = distributed_c10d.PrefixStore(f"pipert/{session}/meetings", distributed_c10d._get_default_store())
         # The stubs of torch lack the methods of a single backend.
@@ -139,13 +138,13 @@ class GroupMeetings:
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = timeout
             self._communicator = dist.ProcessGroupNCCL(store, rank, num_ranks, options)
-        self._connect(device)
-        self._begun: dict[tuple[OpKind, int], tuple[dist.Work, Tensor]] = {}
+        self._connect(torch.device("cpu") if self._on_host else device)
+        self._begun: dict[tuple[OpKind, int], tuple[dist.Work, Tensor, torch.device]] = {}
 
     def begin(self, kind: OpKind, microbatch: int, rank: int, root: int, tensor: Tensor) -> None:
         """See :class:`Meetings`."""
         pattern = PATTERN[kind]
-        result = tensor.contiguous()
+        result = tensor.cpu().contiguous() if self._on_host else tensor.contiguous()
         if pattern is Pattern.BROADCAST:
             broadcast = dist.BroadcastOptions()
             broadcast.rootRank = root
@@ -157,7 +156,7 @@ class GroupMeetings:
         else:
             part, result = result, result.new_empty((self._num_ranks, *result.shape))
             work = self._communicator.allgather([list(result.unbind())], [part])
-        self._begun[kind, microbatch] = work, result
+        self._begun[kind, microbatch] = work, result, tensor.device
 
     def result(self, kind: OpKind, microbatch: int, rank: int) -> Tensor:
         """See :class:`Meetings`.
@@ -165,9 +164,9 @@ class GroupMeetings:
         Raises:
             PipertError: another rank failed, or did not come in time.
         """
-        work, result = self._begun.pop((kind, microbatch))
+        work, result, device = self._begun.pop((kind, microbatch))
         self._wait(work, str(Op(kind, -1, microbatch)), rank)
-        return result
+        return result.to(device)
 
     def finish(self) -> None:
         """See :class:`Meetings`; raises what :meth:`result` does."""
@@ -198,6 +197,12 @@ class GroupMeetings:
         except RuntimeError as error:
             self._check()
             raise PeerLost(f"rank {rank}: {op}: another rank has left: {error}", rank=rank, op=op) from None
+
+
+def _share_device(group: Group, device: torch.device) -> bool:
+    """Whether two ranks are on one CUDA device. Collective."""
+    devices = gather(group, str(torch.cuda.get_device_properties(device).uuid))
+    return len(set(devices)) < len(devices)
 
 
 def _is_over(work: dist.Work) -> bool:

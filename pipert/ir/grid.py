@@ -5,16 +5,18 @@ from __future__ import annotations
 from pipert.ir.op import Op
 from pipert.ir.program import Program
 from pipert.ir.replay import compute_rows, replay
+from pipert.ops import OpKind
 
 _IDLE = "."
 
 
 def grid(program: Program, *, width: int | None = 100) -> str:
-    """Draw the compute ops of ``program`` on an ideal clock, where F, I, W and R take one step and B takes two.
+    """Draw the compute ops of ``program`` on an ideal clock, where F, I, W, R, S and T take one step and B takes two.
 
-    The stage is left out of the ops where rank r holds stage r and no other. An op has a prime where its microbatch
-    takes the second path (two for the third). A dash continues an op to the left of it, a dot is idle. A program that
-    cannot run to its end is drawn as far as it gets, with the ops that are stuck.
+    The stage is left out of the ops where rank r holds stage r and no other, and of S and T, which are of the row's
+    rank. Lookups in a split embedding and meetings of all ranks take no time, and are left out. An op has a prime where
+    its microbatch takes the second path (two for the third). A dash continues an op to the left of it, a dot is idle. A
+    program that cannot run to its end is drawn as far as it gets, with the ops that are stuck.
 
     Args:
         program: need not be valid.
@@ -41,11 +43,13 @@ def _title(program: Program, num_steps: int) -> str:
     counts = ((program.num_ranks, "rank"), (program.num_stages, "stage"), (program.num_microbatches, "microbatch"))
     sizes = ", ".join(f"{n} {noun}{'' if n == 1 else 'es' if noun.endswith('ch') else 's'}" for n, noun in counts)
     paths = f", {len(program.paths)} paths (F0, F0')" if len(program.paths) > 1 else ""
-    return f"{program.name}: {sizes}{paths}; {num_steps} steps at F = I = W = 1, B = 2"
+    split = " = S = T" if any(op.kind is OpKind.SCORE for op in program.ranks[0]) else ""
+    return f"{program.name}: {sizes}{paths}; {num_steps} steps at F = I = W{split} = 1, B = 2"
 
 
 def _cell_text(program: Program, op: Op, plain: bool) -> str:
-    texts = [f"{part.kind.text}{part.microbatch}" if plain else str(part) for part in op.unpacked]
+    plain = plain or not op.unpacked
+    texts = [f"{part.kind.text}{part.microbatch}" if plain else str(part) for part in op.unpacked or (op,)]
     if len(program.paths) > 1:
         primes = ["'" * path for path in _paths(program, op)]
         texts = [text + prime for text, prime in zip(texts, primes, strict=True)]

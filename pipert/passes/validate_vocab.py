@@ -34,8 +34,8 @@ def validate_vocab(program: Program) -> None:
 
     Of the output layer's, and of the input embedding's, every rank has either none, or all once for every microbatch
     (those of the gradient if the program trains), in the order that :func:`pipert.passes.vocab_parallel` gives them. T
-    stands before ``VGRAD`` everywhere (Algorithm 1), or after it everywhere (Algorithm 2). All ranks have the same order
-    of meetings.
+    stands before ``VGRAD`` everywhere (Algorithm 1), or after it everywhere (Algorithm 2). All ranks have the same
+    order of meetings.
 
     Raises:
         PlanError: naming rank, op, what was expected and what was found.
@@ -44,7 +44,9 @@ def validate_vocab(program: Program) -> None:
     if not any(rows):
         return
     if len(set(program.paths)) > 1:
-        raise PlanError(f"{program.name}: expected one last stage, as there are passes over the vocabulary, got replicas")
+        raise PlanError(
+            f"{program.name}: expected one last stage, as there are passes over the vocabulary, got replicas"
+        )
     trains = any(part.kind in _STARTS_BACKWARD for row in program.ranks for op in row for part in op.unpacked)
     here = {op.kind for row in rows for op in row}
     kinds = [kind for group in _GROUPS if here & set(group) for kind in group if trains or kind not in _OF_BACKWARD]

@@ -111,7 +111,6 @@ class _Fill:
         return self.costs.op_time(op, rank, self.stages)
 
 
-
 def _room(program: Program, costs: Costs) -> Room:
     """Give every rank as much room as the fullest rank of ``program`` needs."""
     return Room(costs.for_plan(program), [max(peak_activation(program, costs))] * program.num_ranks)

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 
+from pipert.activation import check_memory
 from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.ir import Program
@@ -21,7 +22,6 @@ from pipert.schedules.gpipe import gpipe
 from pipert.schedules.hanayo import hanayo
 from pipert.schedules.interleaved import interleaved
 from pipert.schedules.interleaved_zb import interleaved_zb
-from pipert.activation import check_memory
 from pipert.schedules.one_f_one_b import one_f_one_b
 from pipert.schedules.refine import refined
 from pipert.schedules.request import Effort, Make, Request, rank_by_rank

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from pipert.activation import peak_activation
 from pipert.costs import Costs, tolerated
 from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.lowering import compile
 from pipert.ops import OpKind
 from pipert.passes import split_backward
-from pipert.activation import peak_activation
 from pipert.sim import simulate
 from pipert.solve.bound import bound_of
 from pipert.solve.orders import from_order, search_problem, to_order

@@ -27,6 +27,10 @@ before it still have to run, one after another.
 
 **Chain.** One microbatch alone runs forward, back and ends with its weight gradient at stage 0.
 
+**The vocabulary.** Where it is split over the ranks, r runs S and T for all microbatches, too. S comes before the
+microbatch's backward on any rank, so it counts in the time up to r's last I or B; T, and the embedding's gradient, need
+not. They may run in the turn and in the return, and the meetings may take no time.
+
 The turn and the return of rank 0 together give the column of zb-1p in arXiv 2401.10241, table 5, to four decimals: no
 schedule under that limit, p x act, is better on those rows.
 """
@@ -49,7 +53,8 @@ if TYPE_CHECKING:
     from pipert.ir import Program
     from pipert.plan import Plan
 
-_KIND = re.compile(r"(?<=[0-9])[FIWBR](?=[0-9])|OVERLAP_F_B")
+_KIND = re.compile(r"(?<=[0-9])[FIWBRS](?=[0-9])|OVERLAP_F_B")
+_BACKWARD = {OpKind.BACKWARD.text, OpKind.INPUT_GRAD.text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +87,40 @@ def lower_bound(placed: Program | Plan, costs: Costs, memory_limit: float | None
     if OpKind.OVERLAP_F_B.text in kinds and costs.overlap < 1:  # as if all ops were as much shorter as paired ones are
         speed = costs.rank_speed or (1.0,) * placed.num_ranks
         costs = dataclasses.replace(costs, rank_speed=tuple(each / costs.overlap for each in speed))
-    if kinds <= {OpKind.FORWARD.text}:
-        return _forward_only(Problem.of(placed, costs))
+    vocabulary = _vocabulary(placed, costs) if OpKind.SCORE.text in kinds else None
+    if not kinds & _BACKWARD:
+        return _forward_only(Problem.of(placed, costs), vocabulary)
     if OpKind.RECOMPUTE.text in kinds:
-        return bound_of(Problem.of(placed, costs), recomputed=_recomputed(placed))
-    return bound_of(Problem.of(placed, costs, memory_limit))
+        return bound_of(Problem.of(placed, costs), _recomputed(placed), vocabulary)
+    return bound_of(Problem.of(placed, costs, memory_limit), vocabulary=vocabulary)
 
 
-def bound_of(problem: Problem, recomputed: Iterable[tuple[int, int]] = ()) -> Bound:
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What the passes over the vocabulary take of each rank: S, and what may come after the rank's last I."""
+
+    scores: tuple[float, ...]
+    gradients: tuple[float, ...]
+
+
+def bound_of(
+    problem: Problem, recomputed: Iterable[tuple[int, int]] = (), vocabulary: Vocabulary | None = None
+) -> Bound:
     """Bound what any schedule of ``problem`` can reach.
 
     Args:
         problem: placement, costs and memory limit.
         recomputed: the (stage, microbatch) whose forward runs twice; if there are any, there must be no memory limit.
+        vocabulary: the passes over it, if there are any.
     """
-    again = [0.0] * problem.num_ranks
+    again, late = [0.0] * problem.num_ranks, [0.0] * problem.num_ranks
+    if vocabulary is not None:
+        again, late = list(vocabulary.scores), list(vocabulary.gradients)
     job_of = {microbatch: job for job in problem.jobs for microbatch in job.microbatches}
     for stage, microbatch in recomputed:
         again[job_of[microbatch].path[stage]] += job_of[microbatch].times[stage].R
     chains = [_Chain(job) for job in problem.jobs]
-    ranks = [_Rank(problem, chains, rank, again[rank]) for rank in range(problem.num_ranks)]
+    ranks = [_Rank(problem, chains, rank, again[rank], late[rank]) for rank in range(problem.num_ranks)]
     makespan = max(max(chain.end for chain in chains), max(rank.end for rank in ranks))
     return Bound(makespan, max(rank.span for rank in ranks))
 
@@ -131,14 +150,17 @@ class _Chain:
 
 
 class _Rank:
-    """What one rank needs at least: ``span`` from its first to its last op, ``end`` from the start of the step."""
+    """What one rank needs at least: ``span`` from its first to its last op, ``end`` from the start of the step.
 
-    def __init__(self, problem: Problem, chains: Sequence[_Chain], rank: int, again: float) -> None:
+    Beside forwards and backwards it has ``again`` to do before its last I, and ``late`` at any time.
+    """
+
+    def __init__(self, problem: Problem, chains: Sequence[_Chain], rank: int, again: float, late: float) -> None:
         self.limit = tolerated(problem.memory_limit)
         self.sizes = [stage.act for stage in problem.memory]
         self.sizes_after_input_grad = [stage.act_w for stage in problem.memory]
         self.visits = [(chain, stages) for chain in chains if (stages := chain.job.stages_on(rank))]
-        self.again = again
+        self.again, self.late = again, late
         entries = [(chain, stages[0]) for chain, stages in self.visits]
         head = min(chain.forward_reach[first] for chain, first in entries)
         tail = min(chain.end - chain.backward_reach[first] - chain.input_part[first] for chain, first in entries)
@@ -154,14 +176,15 @@ class _Rank:
         """Bound the time from the first F to the end of the last backward, or, if not whole, to that of the last I."""
         turn = min(chain.backward_reach[stages[-1]] - chain.forward_reach[stages[0]] for chain, stages in self.visits)
         back = min(chain.backward_reach[stages[0]] - chain.forward_reach[stages[-1]] for chain, stages in self.visits)
-        forwards = self.again + sum(chain.total(chain.forward, stages) for chain, stages in self.visits)
+        again = self.again + (self.late if whole else 0.0)
+        forwards = again + sum(chain.total(chain.forward, stages) for chain, stages in self.visits)
         backwards = sum(
             chain.total(chain.backward if whole else chain.input_part, stages) for chain, stages in self.visits
         )
         work = forwards + backwards
         items = [(self.sizes[stage], chain.forward[stage]) for chain, stages in self.visits for stage in stages]
-        in_turn = min(forwards, self.again + _most_work(self.limit, items))
-        in_return = min(work, self.again + self._most_in_return(whole))
+        in_turn = min(forwards, again + _most_work(self.limit, items))
+        in_return = min(work, again + self._most_in_return(whole))
         bounds = [turn + work - in_turn, back + work - in_return]
         if sum(chain.total(self.sizes, stages) for chain, stages in self.visits) > self.limit:
             bounds.append(turn + back + max(0.0, work - in_turn - in_return))
@@ -230,21 +253,30 @@ def _most_work(room: float, items: Sequence[tuple[float, float]]) -> float:
     )
 
 
-def _forward_only(problem: Problem) -> Bound:
+def _forward_only(problem: Problem, vocabulary: Vocabulary | None) -> Bound:
     """Bound forwards alone: a rank's head, its work, and the forwards that follow its last one."""
     chains = [_Chain(job) for job in problem.jobs]
     span = end = 0.0
     for rank in range(problem.num_ranks):
         visits = [(chain, stages) for chain in chains if (stages := chain.job.stages_on(rank))]
         work = sum(chain.total(chain.forward, stages) for chain, stages in visits)
+        scores = vocabulary.scores[rank] if vocabulary is not None else 0.0
         head = min(chain.forward_reach[stages[0]] for chain, stages in visits)
         tail = min(
             chain.backward_reach[-1] - chain.forward_reach[stages[-1]] - chain.forward[stages[-1]]
             for chain, stages in visits
         )
-        span, end = max(span, work), max(end, head + work + tail)
+        span, end = max(span, work + scores), max(end, head + work + max(tail, scores))
     end = max(end, *(chain.backward_reach[-1] for chain in chains))
     return Bound(end, span)
+
+
+def _vocabulary(placed: Program | Plan, costs: Costs) -> Vocabulary:
+    # What looks up the embedding may run before all else, and is left out.
+    vocab, ranks = costs.known_vocab, range(placed.num_ranks)
+    times = [placed.num_microbatches / costs.speed_of(rank) for rank in ranks]
+    gradient = vocab.T + vocab.embed_w
+    return Vocabulary(tuple(time * vocab.S for time in times), tuple(time * gradient for time in times))
 
 
 def _kinds(placed: Program | Plan) -> set[str]:

@@ -23,12 +23,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipert.activation import peak_activation
 from pipert.costs import Costs, tolerated
 from pipert.errors import ConfigError, PlanError
 from pipert.ir import Op, Program
 from pipert.lowering import compile
 from pipert.passes import split_backward
-from pipert.activation import peak_activation
 from pipert.sim import simulate
 from pipert.solve.bound import lower_bound
 from pipert.solve.job_shop import KINDS, JobShop, Starts, Transfer

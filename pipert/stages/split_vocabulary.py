@@ -24,6 +24,7 @@ class SplitVocabulary(nn.Module):
         output: likewise, of the output layer; the same parameter as ``embedding`` where the two are tied.
         bias: of the output layer, ``[shard.size]``.
         options: of the loss.
+        main_grad_dtype: sum gradients in ``main_grad`` of this type, not in ``grad``; as in :class:`pipert.Stage`.
 
     Attributes:
         shard: as given.
@@ -41,6 +42,7 @@ class SplitVocabulary(nn.Module):
         *,
         bias: nn.Parameter | None = None,
         options: LossOptions | None = None,
+        main_grad_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if embedding is None and output is None:
@@ -52,6 +54,7 @@ class SplitVocabulary(nn.Module):
         self.embedding = embedding
         self.output = output
         self.bias = bias
+        self._main_grad_dtype = main_grad_dtype
         self._sums: dict[nn.Parameter, Tensor] = {}
         if embedding is not None:
             self.embedding_shard(embedding)
@@ -69,10 +72,13 @@ class SplitVocabulary(nn.Module):
     def gradient_sum(self, parameter: nn.Parameter) -> Tensor:
         """Return what the gradients of ``parameter`` are added to, in fp32 or fp64.
 
-        That is its ``main_grad`` where it has one, else its ``grad``; where that is of a lower precision, a sum that
-        :meth:`finish` adds to it.
+        That is its ``main_grad`` where it has or is to have one, else its ``grad``; where that is of a lower precision,
+        a sum that :meth:`finish` adds to it.
         """
         main_grad: Tensor | None = getattr(parameter, "main_grad", None)
+        if main_grad is None and self._main_grad_dtype is not None:
+            main_grad = torch.zeros_like(parameter, dtype=self._main_grad_dtype)
+            parameter.main_grad = main_grad  # type: ignore[attr-defined]
         if main_grad is not None:
             return main_grad
         if parameter.dtype in (torch.float32, torch.float64):

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pipert.costs import Costs, StageCosts
+from pipert.costs import Costs, StageCosts, VocabCosts
 from pipert.errors import ConfigError
-from pipert.ops import LaneKind, OpKind
+from pipert.ir import Op
+from pipert.ops import LaneKind, OpKind, Scope
 from pipert.trace.report import check_whole
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def calibrate(trace: Trace) -> Costs:
     The time of each (stage, kind) is the median over its ops; the latency of a transfer the median of the time
     from the end of the op that made the message to its arrival, over those transfers whose receiver was ready by then;
     the overlap the median of a pair's time over the sum of its parts'. A stage of which only full backwards were seen
-    gets halves of them as its I and W. Activation sizes are not in a trace: a rank holds 1 per microbatch from F to I.
+    gets halves of them as its I and W. A pass over the vocabulary takes the median over all ranks, a meeting that of
+    the time from when the last rank came to when the last one left. Activation sizes are not in a trace: a rank holds
+    1 per microbatch from F to I, and nothing from S to T.
 
     Raises:
         ConfigError: the trace lacks ops, or has no forward or no backward of some stage outside of a pair.
@@ -51,7 +54,7 @@ def calibrate(trace: Trace) -> Costs:
         stages.append(_stage_costs(stage, times, share.act))
     latencies = [latency * scale for latency in _latencies(trace)] or [0.0]
     overlaps = [share * scale for share in _overlaps(trace, stages)] or [1.0]
-    costs = Costs.per_stage(stages, p2p=median(latencies), overlap=median(overlaps))
+    costs = Costs.per_stage(stages, p2p=median(latencies), overlap=median(overlaps), vocab=_vocab_costs(trace, scale))
     return dataclasses.replace(costs, recut=True)
 
 
@@ -61,6 +64,21 @@ def _stage_costs(stage: int, times: dict[str, Any], act: float) -> StageCosts:
     if "B" in times:
         times = {"I": times["B"] / 2, "W": times["B"] / 2} | times
     return StageCosts(**({"I": 0.0, "W": 0.0} | times), act=act)
+
+
+def _vocab_costs(trace: Trace, scale: float) -> VocabCosts | None:
+    """Take the costs of the passes over the vocabulary; None of a step that has none."""
+    rows: defaultdict[Op, list[int]] = defaultdict(list)
+    for row, op in enumerate(trace.plan.ops):
+        if op.kind.scope in (Scope.SHARD, Scope.MEETING):
+            rows[op].append(row)
+    times: defaultdict[OpKind, list[float]] = defaultdict(list)
+    for op, same in rows.items():  # an op of a shard once, a meeting once for each rank
+        came, left = (max(column[row] for row in same) for column in (trace.start, trace.end))
+        times[op.kind].append((left - came) * scale)
+    if not times:
+        return None
+    return VocabCosts(**{"T": 0.0} | {VocabCosts.name_of(kind): median(found) for kind, found in times.items()})
 
 
 def _overlaps(trace: Trace, stages: Sequence[StageCosts]) -> Iterator[float]:

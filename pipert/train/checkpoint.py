@@ -20,17 +20,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipert.errors import ConfigError, PipertError
+from pipert.kernels import VocabShard
+from pipert.numerics import Copy
 from pipert.train.optim import AdamW
 from pipert.train.resume import ABOUT_FILE
+from pipert.train.shards import Shards, gathered, rows_of
 
 State = dict[str, dict[str, Tensor]]
 
 
-def save(folder: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) -> Path:
+def save(folder: Path, step: int, optimizer: AdamW, about: Mapping[str, Any], shards: Shards) -> Path:
     """Write the checkpoint of ``step`` finished steps; every rank calls this, each with its own stages' optimizer.
 
     Args:
         about: what must be the same when it is resumed, e.g. the model's shape.
+        shards: which of the parameters are shards of the vocabulary; the checkpoint holds them whole.
 
     Returns:
         The checkpoint's folder.
@@ -42,14 +46,16 @@ def save(folder: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) ->
 
     final = folder / f"step-{step:06d}"
     try:
-        _write(final, step, optimizer, about)
+        _write(final, step, optimizer, about, shards)
     except (OSError, RuntimeError, CheckpointException) as error:
         raise PipertError(f"the checkpoint {final} cannot be written: {error}") from error
     return final
 
 
-def load(checkpoint: Path, optimizer: AdamW, *, alone: bool = False) -> None:
+def load(checkpoint: Path, optimizer: AdamW, shards: Shards, *, alone: bool = False) -> None:
     """Fill the optimizer's state and the model's parameters; every rank calls this, or one process ``alone``.
+
+    ``shards`` are those of :func:`save`; the checkpoint may have been written with others, or with none.
 
     Raises:
         ConfigError: the checkpoint cannot be read, or lacks a parameter.
@@ -57,17 +63,17 @@ def load(checkpoint: Path, optimizer: AdamW, *, alone: bool = False) -> None:
     from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.api import CheckpointException
 
-    state = _state(optimizer)
+    state = _state(optimizer, shards)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=alone or not dist.is_initialized())
     except (CheckpointException, OSError) as error:
         raise ConfigError(f"the checkpoint {checkpoint} cannot be read: {error}") from error
-    _fill(optimizer, state)
+    _fill(optimizer, state, shards)
 
 
-def _write(final: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) -> None:
+def _write(final: Path, step: int, optimizer: AdamW, about: Mapping[str, Any], shards: Shards) -> None:
     from torch.distributed.checkpoint import state_dict_saver
 
     partial = final.with_name(f".{final.name}.partial")
@@ -75,41 +81,47 @@ def _write(final: Path, step: int, optimizer: AdamW, about: Mapping[str, Any]) -
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     _barrier()
+    state = _state(optimizer, shards)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # without a process group torch warns that it saves from one process
-        state_dict_saver.save(_state(optimizer), checkpoint_id=partial, no_dist=not dist.is_initialized())
+        state_dict_saver.save(state, checkpoint_id=partial, no_dist=not dist.is_initialized())
     if _is_leader():
         (partial / ABOUT_FILE).write_text(json.dumps({"step": step, **about}, indent=1))
         _replace(partial, final)
     _barrier()
 
 
-def _state(optimizer: AdamW) -> State:
+def _tensors(optimizer: AdamW, copy: Copy) -> dict[str, Tensor]:
+    """Return what a checkpoint holds of one parameter, by kind."""
+    parameter, master = optimizer.model_parameters[copy], optimizer.masters[copy]
+    slots = optimizer.state[master]
+    tensors = {"model": parameter.detach(), "exp_avg": slots["exp_avg"], "exp_avg_sq": slots["exp_avg_sq"]}
+    if master is not parameter:
+        tensors["master"] = master
+    return {**tensors, "num_updates": slots["step"]}
+
+
+def _state(optimizer: AdamW, shards: Shards) -> State:
     """Name the tensors of a checkpoint; copies of one parameter (replicas, tied) have one name and one value."""
     state: State = {"model": {}, "master": {}, "exp_avg": {}, "exp_avg_sq": {}, "num_updates": {}}
-    for copy, parameter in optimizer.model_parameters.items():
-        name, master = copy.name, optimizer.masters[copy]
-        slots = optimizer.state[master]
-        state["model"][name] = parameter.detach()
-        if master is not parameter:
-            state["master"][name] = master
-        state["exp_avg"][name] = slots["exp_avg"]
-        state["exp_avg_sq"][name] = slots["exp_avg_sq"]
-        state["num_updates"][name] = slots["step"]
+    parts: dict[tuple[str, str], dict[VocabShard, Tensor]] = {}
+    for copy in optimizer.model_parameters:
+        for kind, tensor in _tensors(optimizer, copy).items():
+            if copy in shards and tensor.dim():
+                parts.setdefault((kind, copy.name), {})[shards[copy]] = tensor
+            else:
+                state[kind][copy.name] = tensor
+    for (kind, name), of_shards in parts.items():
+        state[kind][name] = gathered(of_shards)
     return state
 
 
 @torch.no_grad()
-def _fill(optimizer: AdamW, state: State) -> None:
-    for copy, parameter in optimizer.model_parameters.items():
-        name, master = copy.name, optimizer.masters[copy]
-        slots = optimizer.state[master]
-        parameter.copy_(state["model"][name])
-        if master is not parameter:
-            master.copy_(state["master"][name])
-        slots["exp_avg"].copy_(state["exp_avg"][name])
-        slots["exp_avg_sq"].copy_(state["exp_avg_sq"][name])
-        slots["step"].copy_(state["num_updates"][name])
+def _fill(optimizer: AdamW, state: State, shards: Shards) -> None:
+    for copy in optimizer.model_parameters:
+        for kind, tensor in _tensors(optimizer, copy).items():
+            whole = state[kind][copy.name]
+            tensor.copy_(rows_of(shards[copy], whole) if copy in shards and tensor.dim() else whole)
 
 
 def _replace(partial: Path, final: Path) -> None:

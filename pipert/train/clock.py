@@ -7,14 +7,17 @@ the simulator shares the cores itself (``Costs.host_cores``), so CPU times are w
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import thread_time_ns
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipert.costs import StageCosts
-from pipert.stages import Grads, Stage, Tensors
+from pipert.kernels import EmbeddingShard, OutputShard, ScoreState, VocabShard
+from pipert.stages import Grads, SplitVocabulary, Stage, Tensors
 
 _NS_PER_MS = 1e6
 
@@ -105,6 +108,78 @@ class ClockedStage(Stage):
     def _backward_start_ns(self) -> int:
         start, self._loss_backward_ns = self._loss_backward_ns, None
         return thread_time_ns() if start is None else start
+
+
+class ClockedVocabulary(SplitVocabulary):
+    """A rank's shard of the vocabulary that notes the CPU time of its passes, by kind."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.clock = PassClock()
+        super().__init__(*arguments, **options)
+
+    def embedding_shard(self, weight: nn.Parameter) -> EmbeddingShard:
+        """See SplitVocabulary."""
+        return _ClockedEmbedding(weight, self.shard, self.clock)
+
+    def output_shard(self, weight: nn.Parameter) -> OutputShard:
+        """See SplitVocabulary."""
+        return _ClockedOutput(weight, self.shard, self.options, bias=self.bias, clock=self.clock)
+
+    def costs(self) -> dict[str, float]:
+        """Return the median CPU time of each kind of pass, in ms, by its name in `pipert.costs.VocabCosts`."""
+        return {name: statistics.median(calls) / _NS_PER_MS for name, calls in self.clock.times_ns.items()}
+
+
+class PassClock:
+    """Adds up the CPU times of the parts of passes."""
+
+    def __init__(self) -> None:
+        self.times_ns: dict[str, list[int]] = {}
+
+    @contextmanager
+    def noting(self, name: str, *, goes_on: bool = False) -> Iterator[None]:
+        """Note what happens within as a pass of this name, or as a part of the last one."""
+        start = thread_time_ns()
+        yield
+        times_ns = self.times_ns.setdefault(name, [])
+        spent = thread_time_ns() - start
+        if goes_on and times_ns:
+            times_ns[-1] += spent
+        else:
+            times_ns.append(spent)
+
+
+class _ClockedEmbedding(EmbeddingShard):
+    def __init__(self, weight: nn.Parameter, shard: VocabShard, clock: PassClock) -> None:
+        super().__init__(weight, shard)
+        self._clock = clock
+
+    def embed(self, tokens_N: Tensor) -> Tensor:
+        with self._clock.noting("embed"):
+            return super().embed(tokens_N)
+
+    def add_grad(self, grad_ND: Tensor, tokens_N: Tensor, main_grad_VD: Tensor) -> None:
+        with self._clock.noting("embed_w"):
+            super().add_grad(grad_ND, tokens_N, main_grad_VD)
+
+
+class _ClockedOutput(OutputShard):
+    def __init__(self, *arguments: Any, clock: PassClock, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._clock = clock
+
+    def score(self, x_ND: Tensor, targets_N: Tensor, *, algorithm: int = 1) -> ScoreState:
+        with self._clock.noting("S"):
+            return super().score(x_ND, targets_N, algorithm=algorithm)
+
+    def input_grad(self, state: ScoreState, *arguments: Any, **options: Any) -> Tensor:
+        # In Algorithm 1 T begins with it; in 2 it is elementwise, and VGRAD begins with it.
+        with self._clock.noting("T" if state.product_ND is None else "vgrad"):
+            return super().input_grad(state, *arguments, **options)
+
+    def add_weight_grad(self, state: ScoreState, *arguments: Any, **options: Any) -> None:
+        with self._clock.noting("T", goes_on=state.product_ND is None):
+            super().add_weight_grad(state, *arguments, **options)
 
 
 def clock_loss(

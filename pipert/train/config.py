@@ -47,6 +47,8 @@ class TrainConfig:
     made from costs.
     ``batch_size`` counts the sequences of one microbatch. ``ranks`` and ``microbatches`` are None where the plan file
     or torchrun decides. ``more_layers`` gives the model a layer for each stage of the plan where it has fewer.
+    ``vocab_parallel`` is the algorithm by which the vocabulary is split over the ranks, 0 for none; a plan file says so
+    itself.
     ``device`` is one of ``DEVICES``; ranks of one machine take its CUDA devices in turns.
     ``timed`` are the costs that replace the model: their text (``F=8,I=8,W=8``, in ms), or the name of a TOML file.
     """
@@ -71,6 +73,7 @@ class TrainConfig:
     device: str = "cpu"
     recompute: bool = False
     post_validation: bool = False
+    vocab_parallel: int = 0
     batch_weight_grads: bool = False
     data: Path | None = None
     save: Path | None = None

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from pipert.costs import StageCosts
+from pipert.engine.vocab import splits_vocabulary
 from pipert.errors import PipertError
 from pipert.plan import Plan
 from pipert.replicas import Replica
@@ -28,6 +29,7 @@ from pipert.train.resume import first_step
 from pipert.train.timed import TimedWork
 from pipert.train.training import Training
 from pipert.train.verify import Reference, compare, compare_parameters
+from pipert.train.verify_split import TOLERANCE, SplitReference
 from pipert.train.work import StepNote, Work
 
 
@@ -46,11 +48,12 @@ def run(config: TrainConfig, *, one_process: bool, console: Console) -> None:
     with joined(plan, one_process) as place:
         work = _work(config, plan, place, steps.start, device)
         if not one_process:
-            gc.freeze()  # what is there now stays: the collector need not walk it in every step, nor at the end
+            gc.freeze()  # what is there now stays: the collector need not walk it in every step
         try:
             _Job(config, plan, steps, place, device, work, console).run()
         finally:
             work.close()
+            gc.unfreeze()  # some extensions report what the end of the process finds frozen as leaked
 
 
 def _work(config: TrainConfig, plan: Plan, place: Place, first_step: int, device: torch.device) -> Work:
@@ -78,7 +81,10 @@ class _Job:
         self._leads = place.rank == 0
         tokens = config.batch_size * plan.num_microbatches * config.model.seq_len
         self._monitor = Monitor(plan, 0 if config.timed else tokens)
-        self._reference = Reference(config, plan, device) if config.verify and self._leads else None
+        verifies = config.verify and self._leads
+        splits = any(splits_vocabulary(plan))
+        self._reference = Reference(config, plan, device) if verifies and not splits else None
+        self._split_reference = SplitReference(config, plan, device) if verifies and splits else None
         self._fault: str | None = None  # where the pipeline first differed from the reference; known to rank 0
 
     def run(self) -> None:
@@ -90,9 +96,11 @@ class _Job:
                 if self._leads:
                     display.update(step, self._monitor)
                 self._save(step + 1)
-        stage_costs = self._finish()
+        stage_costs, vocab_costs = self._finish()
         if folder is not None:
-            predicted = predict(self._plan, self._costs(stage_costs), one_process=self._place.group is None)
+            predicted = predict(
+                self._plan, self._costs(stage_costs, vocab_costs), one_process=self._place.group is None
+            )
             self._write(folder, predicted)
             self._judge(predicted)
 
@@ -106,6 +114,9 @@ class _Job:
         if self._reference is not None and self._fault is None:
             bits = [note.bits for note in notes if note.bits is not None]
             self._fault = compare(step, bits, self._reference.step(step))
+        if self._split_reference is not None and self._fault is None:
+            values = [note.values for note in notes if note.values is not None]
+            self._fault = self._split_reference.compare(step, values)
         return all(fault is None for _, fault in gathered)
 
     def _save(self, num_steps: int) -> None:
@@ -115,19 +126,21 @@ class _Job:
             if self._leads:
                 self._console.print(f"saved {folder}", highlight=False)
 
-    def _finish(self) -> list[dict[Replica, StageCosts]]:
+    def _finish(self) -> tuple[list[dict[Replica, StageCosts]], list[dict[str, float]]]:
         """Compare the parameters; return what each process's ops cost, where it measured that."""
-        gathered = self._place.gather((self._work.costs(), self._work.digests()))
+        gathered = self._place.gather((self._work.costs(), self._work.vocab_costs(), self._work.digests()))
         if self._reference is not None and self._fault is None:
-            digests = [each for _, each in gathered]
+            digests = [each for _, _, each in gathered]
             self._fault = compare_parameters(digests, self._reference.parameters())
-        return [costs for costs, _ in gathered]
+        return [costs for costs, _, _ in gathered], [shard for _, shards, _ in gathered for shard in shards]
 
-    def _costs(self, measured: list[dict[Replica, StageCosts]]) -> Costs:
+    def _costs(self, measured: list[dict[Replica, StageCosts]], shards: list[dict[str, float]]) -> Costs:
         """Return what the prediction is made from."""
         if self._config.device != "cpu":
             return calibrate(self._monitor.typical_report.trace)
-        return timed_costs(self._config) or measured_costs(self._plan, measured, shared_cores(self._plan.num_ranks))
+        return timed_costs(self._config) or measured_costs(
+            self._plan, measured, shards, shared_cores(self._plan.num_ranks)
+        )
 
     def _write(self, folder: Path, predicted: Report) -> None:
         monitor, plan = self._monitor, self._plan
@@ -171,9 +184,14 @@ class _Job:
 
     def _judge(self, predicted: Report) -> None:
         """Say whether the run kept its promise."""
+        if self._fault is not None:
+            raise PipertError(f"not what a single process computes: {self._fault}")
+        if self._split_reference is not None:
+            self._console.print(
+                "every loss and gradient equals the unsplit model's, each step from equal parameters, to "
+                f"{self._split_reference.largest_difference:.1g} (relative; at most {TOLERANCE[self._config.dtype]:g})"
+            )
         if self._reference is not None:
-            if self._fault is not None:
-                raise PipertError(f"not what a single process computes: {self._fault}")
             self._console.print("every loss, gradient and parameter equals the single process's, bit for bit")
         if self._config.timed is not None:
             error = results.step_time_error(self._monitor, predicted)

@@ -75,27 +75,29 @@ class Block(nn.Module):
 class GptStage(nn.Module):
     """The layers ``layers`` of the model; the first stage also embeds, the last also makes the logits.
 
-    With tied embeddings the last stage holds its own copy of ``embed.weight`` (unless it is also the first).
+    With tied embeddings the last stage holds its own copy of ``embed.weight`` (unless it is also the first). Where the
+    vocabulary is ``split`` over the ranks, the first stage starts at embedded bytes and the last ends at its norm.
     """
 
     cos_TK: Tensor | None
     sin_TK: Tensor | None
 
-    def __init__(self, config: ModelConfig, layers: range) -> None:
+    def __init__(self, config: ModelConfig, layers: range, *, split: bool = False) -> None:
         super().__init__()
         self.is_first, self.is_last = layers.start == 0, layers.stop == config.num_layers
         learned, tied_end = config.positions == "learned", config.tied and self.is_last
-        self.embed = nn.Embedding(VOCAB_SIZE, config.dim) if self.is_first or tied_end else None
+        self.embed = nn.Embedding(VOCAB_SIZE, config.dim) if (self.is_first or tied_end) and not split else None
         self.positions = nn.Embedding(config.seq_len, config.dim) if self.is_first and learned else None
         self.layers = nn.ModuleDict({str(layer): Block(config) for layer in layers})
         self.norm = nn.LayerNorm(config.dim) if self.is_last else None
-        self.head = nn.Linear(config.dim, VOCAB_SIZE, bias=False) if self.is_last and not config.tied else None
+        untied_end = self.is_last and not config.tied and not split
+        self.head = nn.Linear(config.dim, VOCAB_SIZE, bias=False) if untied_end else None
         cos_TK, sin_TK = (None, None) if learned else _rotary_table(config.seq_len, config.dim // config.num_heads)
         self.register_buffer("cos_TK", cos_TK, persistent=False)
         self.register_buffer("sin_TK", sin_TK, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Bytes [B, T] (first stage) or hidden states [B, T, D] in; hidden states or logits [B, T, V] (last) out."""
+        """Take bytes [B, T] (first stage) or hidden states [B, T, D]; return these or, last, logits [B, T, V]."""
         length = x.shape[1]
         if self.is_first and self.embed is not None:
             x = self.embed(x)
@@ -107,9 +109,10 @@ class GptStage(nn.Module):
         for block in self.layers.values():
             x = block(x, rotary)
         if self.norm is not None:
+            x = self.norm(x)
             unembed = self.head or self.embed
-            assert unembed is not None
-            x = functional.linear(self.norm(x), unembed.weight)
+            if unembed is not None:
+                x = functional.linear(x, unembed.weight)
         return x
 
 
@@ -121,9 +124,10 @@ def build_stage(
     seed: int,
     dtype: torch.dtype,
     device: torch.device | None = None,
+    split: bool = False,
 ) -> GptStage:
     """Return stage ``stage`` of the model, initialised from the seed (on the CPU), on ``device``."""
-    module = GptStage(config, cut(config.num_layers, num_stages)[stage])
+    module = GptStage(config, cut(config.num_layers, num_stages)[stage], split=split)
     initialise(module, seed, config.num_layers)
     return module.to(device, dtype)
 

@@ -10,7 +10,7 @@ from pipert import passes, sources
 from pipert.costs import Costs
 from pipert.errors import ConfigError
 from pipert.lowering import compile
-from pipert.ops import LaneKind, OpKind
+from pipert.ops import LaneKind, OpKind, Scope
 from pipert.plan import Plan
 from pipert.sources import Source
 from pipert.train.config import ModelConfig, TrainConfig
@@ -41,7 +41,11 @@ def make_plan(config: TrainConfig, started_ranks: int | None) -> Plan:
         program = passes.recompute(program, range(program.num_stages))
     if config.post_validation:
         program = passes.post_validation(program)
-    if config.recompute or config.post_validation:
+    if config.vocab_parallel:
+        costs = _costs(config)
+        known = costs if costs is not None and costs.vocab is not None else None
+        program = passes.vocab_parallel(program, config.vocab_parallel, known)
+    if config.recompute or config.post_validation or config.vocab_parallel:
         plan = compile(program)
     return plan
 
@@ -121,6 +125,8 @@ def check(config: TrainConfig, plan: Plan) -> None:
 def _check_collectives(plan: Plan, costs: Costs) -> None:
     stages = costs.for_plan(plan)
     for op in plan.ops:
+        if op.kind.scope in (Scope.SHARD, Scope.MEETING):
+            raise ConfigError(f"--timed has no vocabulary to split, and the plan has {op}: leave one of them out")
         if op.kind.lane is LaneKind.COLLECTIVE and stages[op.stage].time_of(op.kind):
             raise ConfigError(f"--timed spends no time on collectives such as {op}: leave out {op.kind.text.lower()}")
 

@@ -7,7 +7,7 @@ import statistics
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipert.costs import Costs, StageCosts
+from pipert.costs import Costs, StageCosts, VocabCosts
 from pipert.plan import Plan
 from pipert.replicas import Replica
 from pipert.sim import Report, simulate
@@ -25,19 +25,28 @@ def predict(plan: Plan, costs: Costs, one_process: bool) -> Report:
     return _serial(plan, costs) if one_process else simulate(plan, costs)
 
 
-def measured_costs(plan: Plan, measured: Iterable[Mapping[Replica, StageCosts]], num_cores: int | None) -> Costs:
-    """Return the costs of each stage, the mean over its replicas.
+def measured_costs(
+    plan: Plan,
+    measured: Iterable[Mapping[Replica, StageCosts]],
+    shards: Sequence[Mapping[str, float]],
+    num_cores: int | None,
+) -> Costs:
+    """Return the costs of each stage, the mean over its replicas, and of the passes of a split vocabulary.
 
     Args:
         plan: what ran.
         measured: per process, what its stages took.
+        shards: per shard of the vocabulary what its passes took, by the names of `VocabCosts`; empty if it is whole.
         num_cores: how many cores the ranks share; None if each has its own.
     """
     per_stage: list[list[StageCosts]] = [[] for _ in range(plan.num_stages)]
     for each in measured:
         for (_, stage), costs in each.items():
             per_stage[stage].append(costs)
-    return Costs.per_stage(list(map(_mean, per_stage)), host_cores=num_cores)
+    vocab = None
+    if shards:
+        vocab = VocabCosts(**{name: statistics.mean(shard[name] for shard in shards) for name in shards[0]})
+    return Costs.per_stage(list(map(_mean, per_stage)), host_cores=num_cores, vocab=vocab)
 
 
 def shared_cores(num_ranks: int) -> int | None:

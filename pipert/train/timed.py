@@ -40,6 +40,10 @@ class TimedWork:
         """See Work. Nothing is measured."""
         return {}
 
+    def vocab_costs(self) -> list[dict[str, float]]:
+        """See Work."""
+        return []
+
     def digests(self) -> Digests:
         """See Work. There are no parameters."""
         return {}

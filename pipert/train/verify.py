@@ -54,7 +54,7 @@ class Reference:
         self._parameters = stage_parameters(self._modules)
         self._optimizer = AdamW(self._parameters, config.lr)
         if config.resume is not None:
-            checkpoint.load(find(config.resume), self._optimizer, alone=True)
+            checkpoint.load(find(config.resume), self._optimizer, {}, alone=True)
         self._main_grad_dtype = main_grad_dtype(dtype)
 
     def step(self, step: int) -> StepBits:

@@ -10,6 +10,7 @@ from pipert.costs import StageCosts
 from pipert.replicas import Replica
 from pipert.train.digest import Digests
 from pipert.train.verify import StepBits
+from pipert.train.verify_split import StepValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,15 @@ class StepNote:
         records: the trace of its ops.
         peak_activation_bytes: per rank that it runs.
         loss: None where it does not hold the last stage.
-        bits: what ``--verify`` compares; None if nothing is compared.
+        bits: what ``--verify`` compares; None if nothing is compared, or the vocabulary is split.
+        values: what it compares where the vocabulary is split.
     """
 
     records: bytes
     peak_activation_bytes: dict[int, int]
     loss: float | None = None
     bits: StepBits | None = None
+    values: StepValues | None = None
 
 
 class Work(Protocol):
@@ -38,6 +41,10 @@ class Work(Protocol):
 
     def costs(self) -> dict[Replica, StageCosts]:
         """Return what the ops of the stages here took, in ms, where that was measured."""
+        ...
+
+    def vocab_costs(self) -> list[dict[str, float]]:
+        """Return, per shard of the vocabulary here, what its passes took, in ms, where that was measured."""
         ...
 
     def digests(self) -> Digests:

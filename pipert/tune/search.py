@@ -23,6 +23,7 @@ from pipert.errors import ConfigError
 from pipert.ir import Program
 from pipert.lowering import compile
 from pipert.ops import OpKind
+from pipert.passes import vocab_parallel as vocab_parallel_pass
 from pipert.plan import Plan
 from pipert.schedules import SCHEDULES, build
 from pipert.sim import simulate
@@ -31,6 +32,7 @@ from pipert.solve.bound import lower_bound
 from pipert.tune.machine import Machine
 from pipert.tune.partition import Cut, bottleneck_cut, improve, slices
 from pipert.tune.profile import Layer
+from pipert.tune.vocabulary import split_vocabulary
 
 MOST_CHUNKS = 8
 NUM_SEARCHED = 3
@@ -71,6 +73,7 @@ def tune(
     num_microbatches: int,
     *,
     replicas: bool = True,
+    vocab_parallel: int | None = None,
     seed: int = 0,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
@@ -84,7 +87,10 @@ def tune(
         layers: of the model, in order.
         machine: what it runs on.
         num_microbatches: m.
-        replicas: whether a stage may stand on several ranks (bidirectional schedules), each with its parameters.
+        replicas: whether a stage may stand on several ranks (bidirectional schedules), each with its parameters. It may
+            not where the vocabulary is split.
+        vocab_parallel: the algorithm by which the first and the last layer, the input embedding and the output layer,
+            are split over all ranks; None: they are not.
         seed: of the searched schedules.
         time_limit_s: about when to end; None: when all has been tried.
         progress: called now and then.
@@ -93,6 +99,9 @@ def tune(
     Raises:
         ConfigError: there are fewer layers than ranks, or no schedule keeps the memory limit.
     """
+    vocab = None
+    if vocab_parallel is not None:
+        layers, vocab = split_vocabulary(layers, machine.num_ranks, vocab_parallel)
     if len(layers) < machine.num_ranks:
         raise ConfigError(
             f"the profile has {len(layers)} layers, fewer than the {machine.num_ranks} stages that as many ranks need"
@@ -100,11 +109,21 @@ def tune(
     placements = [
         programs
         for programs in _placements(machine.num_ranks, num_microbatches, len(layers))
-        if replicas or len(programs[0].paths) == 1
+        if (replicas and vocab is None) or len(programs[0].paths) == 1
     ]
     search = _Search(layers, machine, placements, seed, time_limit_s, progress, should_stop)
     search.run()
-    return search.result()
+    tuned = search.result()
+    if vocab_parallel is None:
+        return tuned
+    return _with_vocabulary(tuned, vocab_parallel, dataclasses.replace(tuned.costs, vocab=vocab), machine.memory_limit)
+
+
+def _with_vocabulary(tuned: Tuned, algorithm: int, costs: Costs, memory_limit: float | None) -> Tuned:
+    """Add the passes over the vocabulary, of which every rank has as many."""
+    program = vocab_parallel_pass(tuned.program, algorithm, costs, memory_limit)
+    step_time = simulate(compile(program), costs).makespan
+    return Tuned(program, tuned.cut, costs, step_time, lower_bound(program, costs, memory_limit).makespan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,13 @@ def write_timeline(
     measured = any(trace.unit == "ns" for _, trace in traces)
     page = {
         "kinds": [
-            {"text": kind.text, "name": name_of(kind), "color": color_of(kind), "lane": kind.lane.value}
+            {
+                "text": kind.text,
+                "name": name_of(kind),
+                "color": color_of(kind),
+                "lane": kind.lane.value,
+                "scope": kind.scope.value,
+            }
             for kind in _KINDS
         ],
         "unit": "ms" if measured else "",
@@ -87,6 +93,7 @@ def _page_trace(label: str, trace: Trace, costs: Costs) -> dict[str, Any]:
         "tones": tones(plan.paths),
         "pathOf": plan.path_of,
         "held": [[stage.act, stage.act_w, stage.act_kept] for stage in costs.for_plan(plan)],
+        "heldShard": costs.vocab.act_s if costs.vocab else 0,
         "lanes": [[lane.rank, lane.kind.value, lane.peer] for lane in plan.lanes],
         "tick": ticks.length * scale,
         **_packed(_columns(trace, ticks)),
@@ -105,7 +112,7 @@ def _columns(trace: Trace, ticks: _Ticks) -> dict[str, Iterable[int]]:
             op - dep for op in range(plan.num_ops) for dep in plan.deps[offsets[op] : offsets[op + 1]]
         ),  # how many ops back
         "lane": plan.op_lane,
-        "stage": (op.stage for op in ops),
+        "stage": (op.stage if op.kind.has_place else plan.rank_of(row) for row, op in enumerate(ops)),
         "microbatch": (op.microbatch + 1 for op in ops),  # 0: none
         "kind": (_KIND_INDEX[op.kind] for op in ops),
         "numDeps": (after - before for before, after in itertools.pairwise(offsets)),

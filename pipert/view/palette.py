@@ -1,12 +1,16 @@
 """The colours of ops, the same in every picture: a hue for the kind, a tone for the chunk and the path.
 
 Blue, red, green and yellow stay apart for every kind of colour blindness: of any two of F, B, I and W the distance in
-CIE Lab is at least 23, simulated after Machado et al. 2009 for full protanopia, deuteranopia and tritanopia.
+CIE Lab is at least 22, simulated after Machado et al. 2009 for full protanopia, deuteranopia and tritanopia; and so it
+is of S and T from each other and from these.
 """
 
 from __future__ import annotations
 
-from pipert.ops import LaneKind, OpKind
+from collections.abc import Sequence
+
+from pipert.ir import Op
+from pipert.ops import LaneKind, OpKind, Scope
 
 Color = tuple[int, int, int]
 """Red, green, blue; 0 to 255."""
@@ -17,6 +21,15 @@ _COLORS: dict[OpKind, Color] = {
     OpKind.INPUT_GRAD: (0, 158, 115),
     OpKind.WEIGHT_GRAD: (242, 200, 70),
     OpKind.RECOMPUTE: (150, 130, 190),
+    OpKind.SCORE: (104, 28, 96),
+    OpKind.SCORE_W: (200, 168, 236),
+    OpKind.VBCAST: (150, 92, 142),
+    OpKind.VSTATS: (104, 28, 96),
+    OpKind.VGRAD: (188, 140, 180),
+    OpKind.EMBED: (122, 132, 52),
+    OpKind.EMBED_W: (168, 178, 98),
+    OpKind.VEMBED: (122, 132, 52),
+    OpKind.VEMBED_GRAD: (168, 178, 98),
     OpKind.OPT: (72, 82, 100),
     OpKind.OVERLAP_F_B: (140, 90, 120),  # only where its two parts do not fit
 }
@@ -66,6 +79,11 @@ def _path_tones(path: tuple[int, ...], low: float, high: float) -> tuple[float, 
     return tuple(low + (high - low) * ours.index(stage) / max(1, len(ours) - 1) for stage, ours in enumerate(chunks))
 
 
+def tone_of(op: Op, shades: Sequence[Sequence[float]], path_of: Sequence[int]) -> float:
+    """Return the tone of an op of a stage, given those of `tones`; of other ops it is 0."""
+    return shades[path_of[op.microbatch]][op.stage] if op.kind.scope is Scope.MICROBATCH else 0.0
+
+
 def name_of(kind: OpKind) -> str:
     """Return what a legend calls a kind of op."""
     return _NAMES.get(kind) or kind.name.lower().replace("_", " ")
@@ -76,6 +94,15 @@ _NAMES = {
     OpKind.WEIGHT_GRAD: "weight gradient",
     OpKind.OVERLAP_F_B: "overlapped pair",
     OpKind.REDUCE_GRAD: "reduce gradients",
+    OpKind.EMBED: "embedding, of a shard",
+    OpKind.EMBED_W: "its gradient",
+    OpKind.SCORE: "S: logits of a shard",
+    OpKind.SCORE_W: "T: their gradients",
+    OpKind.VEMBED: "sum of the embeddings",
+    OpKind.VBCAST: "output of the last stage",
+    OpKind.VSTATS: "statistics of the logits",
+    OpKind.VGRAD: "gradient of that output",
+    OpKind.VEMBED_GRAD: "gradient of the embeddings",
     OpKind.NORM: "gradient norm",
     OpKind.OPT: "optimizer",
 }

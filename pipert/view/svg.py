@@ -18,7 +18,7 @@ from pipert.costs import Costs
 from pipert.ir import Op
 from pipert.ops import LaneKind, OpKind
 from pipert.trace import Report, Trace, measure
-from pipert.view.palette import Color, color_of, ink_on, name_of, toned, tones
+from pipert.view.palette import Color, color_of, ink_on, name_of, tone_of, toned, tones
 
 _LEFT, _RIGHT = 62, 96  # of the bars: the ranks' names, their idle shares and peaks
 _HEAD, _FOOT = 50, 30  # of a panel: title and caption, time axis
@@ -215,11 +215,9 @@ class _Paint:
         self._known: dict[tuple[OpKind, int, int], Color] = {}
 
     def color(self, op: Op) -> Color:
-        if not op.kind.has_microbatch:
-            return color_of(op.kind)
-        key = (op.kind, op.stage, self._path_of[op.microbatch])
+        key = (op.kind, op.stage, self._path_of[op.microbatch] if op.kind.has_microbatch else 0)
         if key not in self._known:
-            self._known[key] = toned(color_of(op.kind), self._tones[key[2]][op.stage])
+            self._known[key] = toned(color_of(op.kind), tone_of(op, self._tones, self._path_of))
         return self._known[key]
 
     def bars(self, op: Op, left: int, right: int) -> list[_Bar]:
@@ -268,11 +266,10 @@ def _legend(reports: Sequence[Report], width: int) -> tuple[list[str], int]:
     colors: dict[OpKind, dict[float, Color]] = defaultdict(dict)
     for report in reports:
         plan, table = report.trace.plan, tones(report.trace.plan.paths)
-        used = {(part.kind, part.stage, part.microbatch) for op in plan.ops for part in op.parts or (op,)}
-        for kind, stage, microbatch in used:
-            if kind.lane is LaneKind.COMPUTE:
-                tone = table[plan.path_of[microbatch]][stage] if kind.has_microbatch else 0.0
-                colors[kind][tone] = toned(color_of(kind), tone)
+        for part in {part for op in plan.ops for part in op.parts or (op,)}:
+            if part.kind.lane is LaneKind.COMPUTE:
+                tone = tone_of(part, table, plan.path_of)
+                colors[part.kind][tone] = toned(color_of(part.kind), tone)
     parts: list[str] = []
     x, line = 0.0, 0
     for text, boxes in [*_entries(colors), *((note, []) for note in _notes(reports))]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gpucheck.machine import find_program
 from gpucheck.place import ROOT, Place
 from gpucheck.rows import Row
@@ -9,8 +11,16 @@ from gpucheck.rows import Row
 _ASK = "from pipert import _core; print(_core.cuda_kernel_architectures() or '-', _core.cuda_device_count())"
 
 
+def link_kernels(root: Path) -> None:
+    """Make kernels/ importable as pipert.kernels, as an installation would; git ignores the link."""
+    link = root / "pipert" / "kernels"
+    if not link.exists():
+        link.symlink_to("../kernels")
+
+
 def build(place: Place) -> list[Row]:
     """Build pipert/_core with CUDA; without nvcc, which has its own failed row, without kernels."""
+    link_kernels(ROOT)
     with_kernels = find_program("nvcc") is not None
     environment = {
         "PIPERT_CUDA": "ON" if with_kernels else "OFF",

@@ -19,7 +19,7 @@ from gpucheck.rows import Row
 
 PROGRAMS = ("nvcc", "c++", "cmake", "ninja", "nvidia-smi", "compute-sanitizer")
 MODULES = (
-    "setuptools", "pybind11", "torch", "typer", "rich", "numpy", "pytest", "pytest_timeout", "matplotlib",
+    "setuptools", "pybind11", "torch", "triton", "typer", "rich", "numpy", "pytest", "pytest_timeout", "matplotlib",
 )  # fmt: skip
 _PACKAGES = ("torch", "triton", "cupy", "numpy", "pybind11", "pytest", "pytest-benchmark", "matplotlib", "typer")
 _GPU_FIELDS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -10,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpucheck.benching import AREAS
+from gpucheck.benching import measured
 
 NAME = "figures.png"
 _SIZED = re.compile(r"(.*), (\d+) (B|KiB|MiB|GiB)")
+_BESIDE = re.compile(r"(.*) beside (.*?), (.*)")
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _TICKS = {1 << 10: "1 KiB", 1 << 15: "32 KiB", 1 << 20: "1 MiB", 1 << 25: "32 MiB", 1 << 30: "1 GiB"}
 _PANEL_INCHES = (6.4, 4.2)
@@ -60,20 +60,35 @@ def by_size(figures: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int
     return {unit: dict(of_unit) for unit, of_unit in series.items()}
 
 
+def by_side(figures: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the figures that name a peer and a case: per quantity and case the value of each side."""
+    found: defaultdict[str, defaultdict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for figure in figures:
+        beside = _BESIDE.fullmatch(figure["name"])
+        if beside is None:
+            continue
+        unit = f", {figure['unit']}" if figure["unit"] else ""
+        sides = found[f"{beside[1]}{unit}"][beside[3]]
+        sides.setdefault("pipert", figure["ours"])
+        sides[beside[2]] = figure["peer"]
+    return {what: dict(cases) for what, cases in found.items()}
+
+
 def panels(out: Path, report: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
     """Return what there is to draw: by title, what draws it onto axes."""
     found: dict[str, Callable[[Any], None]] = {}
     large = report.get("training", {}).get("large", {}).get("summary")
     if large is not None:
         found["GPT of 1 B parameters, one process: loss"] = partial(_losses, losses=large["losses"])
-    for area in AREAS:
-        file = out / f"bench-{area}.json"
-        if not file.exists():
-            continue
-        figures = json.loads(file.read_text())["figures"]
+    for area, result in measured(out).items():
+        figures = result["figures"]
         for unit, series in by_size(figures).items():
             found[f"{area}: {unit} by size"] = partial(_lines, series=series, unit=unit)
-        single = [figure for figure in figures if _SIZED.fullmatch(figure["name"]) is None]
+        for what, sides in by_side(figures).items():
+            found[f"{area}: {what}"] = partial(_sides, sides=sides)
+        single = [
+            figure for figure in figures if not (_SIZED.fullmatch(figure["name"]) or _BESIDE.fullmatch(figure["name"]))
+        ]
         for unit in dict.fromkeys(figure["unit"] for figure in single):
             of_unit = [figure for figure in single if figure["unit"] == unit]
             found[f"{area}: {unit}"] = partial(_bars, figures=of_unit, unit=unit)
@@ -110,6 +125,25 @@ def _lines(axes: Any, series: dict[str, list[tuple[int, float]]], unit: str) -> 
     else:
         axes.set_yscale("log")
     axes.legend(fontsize=6)
+
+
+def _sides(axes: Any, sides: dict[str, dict[str, float]]) -> None:
+    """Draw a group of bars for each case, a colour for each side."""
+    names = list(dict.fromkeys(name for of_case in sides.values() for name in of_case))
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        places = [
+            (case + (number + 0.5) * width - 0.4, of_case[name])
+            for case, of_case in enumerate(sides.values())
+            if name in of_case
+        ]
+        axes.barh(*zip(*places, strict=True), width, label=name)
+    values = [value for of_case in sides.values() for value in of_case.values() if value > 0]
+    if values and max(values) > 20 * min(values):
+        axes.set_xscale("log")
+    axes.set_yticks(range(len(sides)), list(sides), fontsize=7)
+    axes.invert_yaxis()
+    axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _bars(axes: Any, figures: list[dict[str, Any]], unit: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucheck import machine, plots
-from gpucheck.benching import AREAS
+from gpucheck.benching import measured
 from gpucheck.place import ROOT
 
 RESULTS = ROOT / "profiles" / "results"
@@ -34,10 +34,8 @@ def record(folder: Path, results: Path = RESULTS) -> list[Path]:
     label = machine.label(gpu["name"])
     report["commit"] = commit_of(report)
     written = [_write(results / f"gpu_{label}.json", report)]
-    for area in AREAS:
-        file = folder / f"bench-{area}.json"
-        if file.exists():
-            written.append(_write(results / f"{area}_{label}.json", _with_commit(_load(file), report["commit"])))
+    for area, result in measured(folder).items():
+        written.append(_write(results / f"{area}_{label}.json", _with_commit(result, report["commit"])))
     if (folder / plots.NAME).exists():
         written.append(results / f"gpu_{label}.png")
         shutil.copyfile(folder / plots.NAME, written[-1])

@@ -12,8 +12,14 @@ from gpucheck.place import ROOT, Done, Place
 from gpucheck.rows import Row
 
 TESTS = ROOT / "tests" / "gpu"
-BESIDE_EACH_OTHER = (("test_gpu_processes.py",), ("test_gpu_failures.py", "test_gpu_train.py"))
-"""These wait for their processes to start, most of the time; so they run beside each other and all the rest."""
+BESIDE_EACH_OTHER = (
+    ("test_gpu_processes.py",),
+    ("test_gpu_failures.py", "test_gpu_train.py"),
+    ("test_gpu_vocab.py",),
+    ("test_gpu_vocab_kernels.py",),
+)
+"""These wait most of the time, for processes to start or kernels to compile; so they run beside each other and all the
+rest."""
 TIMES = ("test_gpu_trace.py",)
 """These look at times, so nothing runs beside them."""
 

@@ -101,3 +101,23 @@ def test_not_contiguous_inputs():
     assert not padded.is_contiguous()
     state = OutputShard(padded, shard).score(x, targets)
     assert torch.equal(state.exp_NV, OutputShard(padded.contiguous(), shard).score(x, targets).exp_NV)
+
+
+def test_late_inputs_of_ignored_tokens_are_zeros_not_infinite_times_zero():
+    layer = OutputShard(torch.ones(4, 2), VocabShard(4), LossOptions(ignore_index=2, z_loss=0.1))
+    state = layer.score(torch.full((3, 2), -5000.0), torch.tensor([2, 1, 2]))
+    assert state.local_N.tolist() == [-1, 1, -1]
+    late = layer.coefficients(state, state.statistics, torch.tensor(1.0))
+    assert late.a_N[::2].tolist() == late.b_N[::2].tolist() == [0, 0]
+
+
+def test_a_weight_that_an_optimizer_changed_is_read_anew():
+    x, w, _, targets, _ = problem(vocab=38)
+    shard = VocabShard(38)
+    for weight in (w.clone(), w.T.contiguous().T):
+        layer = OutputShard(weight, shard)
+        before = layer.score(x, targets)
+        weight.mul_(2)
+        after = layer.score(x, targets)
+        assert torch.equal(after.exp_NV, OutputShard(weight.contiguous(), shard).score(x, targets).exp_NV)
+        assert not torch.equal(after.exp_NV, before.exp_NV)

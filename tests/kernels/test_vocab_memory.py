@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vocab_shards import split
 
-from pipert.kernels import LossOptions, OutputShard, VocabShard
+from pipert.kernels import LossOptions, OutputShard, VocabShard, vocab_parallel_linear_cross_entropy
 from pipert.kernels.chunked_ops import vocab_sum_and_grads
 from pipert.kernels.layer_settings import LayerSettings
 from pipert.kernels.output_ops import vocab_grads, vocab_losses
@@ -61,3 +61,13 @@ def test_losses_with_gradients_never_hold_all_logits():
         _, *kept = vocab_losses._init_fn(x, w, None, targets, None, None, False, *settings)
         vocab_grads._init_fn(torch.ones(NUM_TOKENS), x, w, None, targets, *kept, None, None, False, wanted, *settings)
     assert max(seen.sizes) <= BOUND / 2
+
+
+def test_the_backward_makes_no_gradient_of_what_was_kept():
+    x, w, targets = tensors()
+    x.requires_grad_()
+    loss = vocab_parallel_linear_cross_entropy(x, w.requires_grad_(), targets, shard=SHARD)
+    with Largest() as seen:
+        loss.backward()
+    assert seen.sizes
+    assert max(seen.sizes) <= w.nbytes

@@ -43,8 +43,8 @@ def run_shards(
     stats = combine(torch.stack([state.statistics.packed_KN for state in states]))
     loss_N = layers[0].losses(stats, targets_N)
     dtype = loss_N.dtype
-    dws = [torch.zeros(s.size, x_ND.shape[1], dtype=dtype) for s in shards]
-    dbs = [None if bias_V is None else torch.zeros(s.size, dtype=dtype) for s in shards]
+    dws = [x_ND.new_zeros(s.size, x_ND.shape[1], dtype=dtype) for s in shards]
+    dbs = [None if bias_V is None else x_ND.new_zeros(s.size, dtype=dtype) for s in shards]
     dx_ND = sum(layer.input_grad(state, stats, loss_grad_N) for layer, state in zip(layers, states, strict=True))
     for layer, state, dw, db in zip(layers, states, dws, dbs, strict=True):
         layer.add_weight_grad(state, stats, loss_grad_N, dw, db)

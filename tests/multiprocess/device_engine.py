@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from torch import nn
 
 import pipert
 from pipert.errors import ConfigError, PeerLost, StageError
+
+sys.path.append(str(Path(__file__).parents[1]))
+from split_models import Model, one_by_one, whole
 
 
 def make(schedule="1f1b", num_ranks=2, **options):
@@ -46,6 +50,25 @@ def refusals():
     raises(ConfigError, "before the next step", lambda: first.trace)
     untraced = make(trace=False)[2].step(torch.randn(8, 4), torch.randn(8, 4))
     assert untraced.records == b""
+
+
+def split_vocabulary():
+    """A step with S and T on the stand-in for a device computes what the unsplit model does."""
+    plan = pipert.compile(one_by_one(3, 4, 2))
+    model = Model(29, 6, 3, tied=False, dtype=torch.float32)
+    stages, shards = model.stages(), model.shards(3)
+    generator = torch.Generator().manual_seed(1)
+    tokens, targets = (torch.randint(29, (8, 5), generator=generator) for _ in range(2))
+    raises(ConfigError, "cuda_graph", lambda: pipert.Engine(plan, stages, vocabulary=shards, cuda_graph=True))
+    with pipert.Engine(plan, stages, vocabulary=shards) as engine:
+        result = engine.step(tokens, targets)
+        assert list(result.trace.recorded()) == list(range(plan.num_ops))
+    loss = torch.stack([model.loss(*piece) for piece in zip(tokens.chunk(4), targets.chunk(4), strict=True)]).mean()
+    loss.backward()
+    assert abs(float(result.loss - loss)) < 1e-5
+    for name in ("embedding", "output"):
+        expected = getattr(model, name).grad
+        assert (whole(shards, name, grad=True) - expected).norm() < 1e-5 * expected.norm()
 
 
 def traces():

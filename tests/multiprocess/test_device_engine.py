@@ -11,6 +11,7 @@ RUN = [sys.executable, str(HERE.parent / "fake" / "run_as_cuda.py"), str(HERE / 
 
 IN_ONE_PROCESS = (
     "refusals",
+    "split_vocabulary",
     "traces",
     "captured_steps",
     "captured_ops",

@@ -209,3 +209,31 @@ def test_interrupt_leaves_nothing_behind(start):
     assert process.returncode == 130
     assert errors.count("\n") <= 1
     assert not any(pathlib.Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def test_a_split_vocabulary_trains_and_is_saved_whole(run, tmp_path):
+    options = [*SMALL, "--ranks=2", "--untied", "--verify"]
+    split = run(COMMAND, *options, "--steps=3", "--vocab-parallel=1", "--save=out", "--name=split")
+    assert split.returncode == 0, split.stderr_text
+    assert "every loss and gradient equals the unsplit model's" in split.stdout_text
+    assert summary_of(tmp_path / "runs/split")["bitwise_equal"] is None
+    assert any(text.startswith("VSTATS") for text in pipert.Plan.load(tmp_path / "runs/split/plan.json").op_text)
+    whole = run(COMMAND, *options, "--steps=5", "--resume=out", "--save=again", "--one-process", "--name=whole")
+    assert whole.returncode == 0, whole.stderr_text
+    assert "bit for bit" in whole.stdout_text
+    three = [option for option in options if option != "--ranks=2"]
+    other = run(
+        COMMAND,
+        *three,
+        "--ranks=3",
+        "--layers=12",
+        "--steps=7",
+        "--resume=again",
+        "--vocab-parallel=2",
+        "--one-process",
+    )
+    assert other.returncode != 0  # it was another model
+    other = run(COMMAND, *three, "--ranks=3", "--steps=7", "--resume=again", "--vocab-parallel=2", "--one-process")
+    assert other.returncode == 0, other.stderr_text
+    names = FileSystemReader(tmp_path / "again/step-000005").read_metadata().state_dict_metadata
+    assert names["model.embed.weight"].size == names["model.head.weight"].size == (256, 16)

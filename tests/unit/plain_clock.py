@@ -20,12 +20,16 @@ def op_cost(text: str, plan: Plan, costs: Costs, stages, rank: int) -> float:
         cost = stages[int(stage)]
         time = {"F": cost.F, "B": cost.full_backward, "I": cost.I, "W": cost.W, "R": cost.recompute}[kind]
         total += time * (cost.microbatch_scale[int(microbatch)] if cost.microbatch_scale else 1)
+    for kind in re.findall(r"^\d+(EMBED_W|EMBED|S|T)\d+$", text):
+        total += getattr(costs.vocab, kind if kind in "ST" else kind.lower())
     total *= costs.overlap if "OVERLAP" in text else 1
     return total / (costs.rank_speed[rank] if costs.rank_speed else 1)
 
 
-def collective_cost(text: str, stages) -> float:
+def collective_cost(text: str, costs: Costs, stages) -> float:
     """The time of a collective."""
+    if text.startswith("V"):
+        return getattr(costs.vocab, text.rstrip("0123456789").lower())
     stage, kind = re.fullmatch(r"(\d+)(\D+)", text).groups()
     return getattr(stages[int(stage)], kind.lower())
 
@@ -46,6 +50,9 @@ def run(plan: Plan, costs: Costs, held_up: dict[int, float] | None = None) -> tu
     stages = costs.for_plan(plan)
     lanes = [[op for op in range(plan.num_ops) if plan.op_lane[op] == lane] for lane in range(len(plan.lanes))]
     deps = [plan.deps[plan.dep_offsets[op] : plan.dep_offsets[op + 1]] for op in range(plan.num_ops)]
+    members: dict[tuple[str, int], list[int]] = {}  # of a meeting, its op on each rank; of others the op itself
+    for op, text in enumerate(plan.op_text):
+        members.setdefault((text, -1 if text.startswith("V") else op), []).append(op)
     start: dict[int, float] = {}
     end: dict[int, float] = {}
     remaining: dict[int, float] = {}  # running compute ops
@@ -65,10 +72,18 @@ def run(plan: Plan, costs: Costs, held_up: dict[int, float] | None = None) -> tu
                     continue
                 op = ops[cursor[lane]]
                 if plan.lanes[lane].kind is LaneKind.COLLECTIVE:
-                    if all(ended(other) for other in (*deps[op], *ops[: cursor[lane]])):
-                        start[op] = now
-                        end[op] = now + collective_cost(plan.op_text[op], stages) + held_up.get(op, 0.0)
-                        cursor[lane] += 1
+                    met = members[plan.op_text[op], -1 if plan.op_text[op].startswith("V") else op]
+                    rows = [(plan.op_lane[one], lanes[plan.op_lane[one]], one) for one in met]
+                    if all(
+                        cursor[its_lane] < len(its_ops)
+                        and its_ops[cursor[its_lane]] == one
+                        and all(ended(other) for other in (*deps[one], *its_ops[: cursor[its_lane]]))
+                        for its_lane, its_ops, one in rows
+                    ):
+                        for its_lane, _, one in rows:
+                            start[one] = now
+                            end[one] = now + collective_cost(plan.op_text[op], costs, stages) + held_up.get(op, 0.0)
+                            cursor[its_lane] += 1
                         moved = True
                     continue
                 if not all(ended(dep) for dep in deps[op]) or "RECV" in plan.op_text[op]:

@@ -9,11 +9,11 @@ import pytest
 
 import pipert
 from pipert import Costs, Program
+from pipert.activation import peak_activation
 from pipert.costs import Link, StageCosts
 from pipert.errors import ConfigError
 from pipert.ir import Op
 from pipert.passes import recompute
-from pipert.activation import peak_activation
 from pipert.solve.bound import lower_bound
 
 EPSILON = 1e-9

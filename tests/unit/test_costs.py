@@ -4,7 +4,7 @@ import math
 import pytest
 
 from pipert import ConfigError, Costs, schedules
-from pipert.sim import Link, StageCosts
+from pipert.sim import Link, StageCosts, VocabCosts
 
 
 def test_parse_takes_the_arguments_of_per_rank():
@@ -15,8 +15,8 @@ def test_parse_takes_the_arguments_of_per_rank():
         host_cores=2, unshard=1, reshard=2, reduce_grad=3, opt=4, validate=5, overlap=0.9, rank_speed=(1, 0.5),
         microbatch_scale=(1, 2, 3),
     )  # fmt: skip
-    assert Costs.parse("") == Costs.per_rank()
-    assert Costs.parse("p2p=2") == Costs.per_rank(p2p=2)
+    assert Costs.parse("") == Costs.per_rank(vocab=VocabCosts())
+    assert Costs.parse("p2p=2") == Costs.per_rank(p2p=2, vocab=VocabCosts())
     assert Costs.parse("F=2,B=6") == Costs.per_rank(F=2, B=6, I=3, W=3)
 
 

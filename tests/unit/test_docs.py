@@ -59,3 +59,14 @@ def test_a_torch_schedule_is_replaced():
 def test_links_lead_somewhere(page):
     for path in re.findall(r"\]\(([^)h][^)]*)\)", page.read_text()):
         assert (page.parent / path).exists(), path
+
+
+def test_the_vocabulary_parallel_layer_runs():
+    [text] = re.findall(r"```python\n(.*?)```", (DOCS / "vocab.md").read_text(), re.DOTALL)
+    names = {}
+    exec(text, names)
+    logits = names["x"].detach() @ names["layer"].weight.detach()[:1003].T
+    plain = torch.nn.functional.cross_entropy(logits.view(-1, 1003), names["targets"].view(-1))
+    torch.testing.assert_close(names["loss"].detach(), plain + 1e-4 * logits.logsumexp(-1).square().mean())
+    assert names["layer"].weight.grad is not None
+    assert names["x"].grad is not None

@@ -9,13 +9,13 @@ from program_judge import run
 
 import pipert
 from pipert import Costs, schedules
+from pipert.activation import peak_activation
 from pipert.costs import Link, StageCosts
 from pipert.ir import Op, Program
 from pipert.schedules import placement
 from pipert.schedules.building_block import v_half, v_min
 from pipert.schedules.fill import fill_weights
 from pipert.schedules.interleaved_zb import interleaved_zb
-from pipert.activation import peak_activation
 from pipert.schedules.request import Request, rank_by_rank
 from pipert.schedules.zb_h2 import zb_h2
 from pipert.schedules.zb_v import zb_v

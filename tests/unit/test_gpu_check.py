@@ -1,14 +1,16 @@
 """The parts of `make gpu` that need no GPU: its rows, its time, its pictures, and the filing of its results."""
 
 import json
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import gpu_check
 import pytest
-from gpucheck import benching, machine, plots, record, sanitizing, testing, training
+from gpucheck import benching, building, machine, plots, record, sanitizing, testing, training
 from gpucheck.place import Done, Place
 from gpucheck.rows import Row, table
 
@@ -90,6 +92,19 @@ def test_every_part_fits_into_nine_minutes():
         assert sum(gpu_check.STEPS[name].least_s for name in names) < gpu_check.LIMIT_S < 530
 
 
+def test_the_kernels_can_be_imported_from_a_tree_that_is_not_installed(tmp_path):
+    for folder in ("pipert", "kernels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("")
+    (tmp_path / "kernels" / "found.py").write_text("print('here')")
+    for _ in range(2):  # a second check finds the link
+        building.link_kernels(tmp_path)
+    # without site-packages, where this tree is installed
+    command = [sys.executable, "-S", "-c", "import pipert.kernels.found"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env={})
+    assert done.stdout == "here\n"
+
+
 REPORT = """
 <testsuites><testsuite>
 <testcase classname="tests.gpu.test_bits" name="test_a[1f1b]" time="1.5"/>
@@ -125,18 +140,24 @@ def test_rows_of_a_test_run():
 @pytest.mark.parametrize(
     ("tool", "found", "passed", "count"),
     [
-        ("memcheck", done("two steps done\n========= ERROR SUMMARY: 0 errors"), True, 0),
-        ("memcheck", done("two steps done\n========= ERROR SUMMARY: 3 errors", status=1), False, 3),
+        ("memcheck", done("ran to its end\n========= ERROR SUMMARY: 0 errors"), True, 0),
+        ("memcheck", done("ran to its end\n========= ERROR SUMMARY: 3 errors", status=1), False, 3),
         ("memcheck", done("Traceback\n========= ERROR SUMMARY: 0 errors", status=1), False, 0),
-        ("racecheck", done("two steps done\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors)"), True, 0),
+        ("racecheck", done("ran to its end\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors)"), True, 0),
         ("racecheck", done("this device is not supported", status=1), False, None),
-        ("racecheck", done("two steps done", timed_out=True), False, None),
+        ("racecheck", done("ran to its end", timed_out=True), False, None),
     ],
 )
 def test_verdict_of_the_sanitizer(tool, found, passed, count):
     verdict, detail, errors = sanitizing.judge(tool, found)
     assert (verdict, errors) == (passed, count)
     assert detail
+
+
+def test_what_the_sanitizer_watches_is_there():
+    targets = {target for _, target, _ in sanitizing.RUNS}
+    assert all(Path(sanitizing.__file__).with_name(target).exists() for target in targets)
+    assert all("ran to its end" in Path(sanitizing.__file__).with_name(target).read_text() for target in targets)
 
 
 def test_rows_of_a_benchmark():
@@ -157,6 +178,37 @@ def test_an_area_that_is_not_there_is_a_failed_row(place, monkeypatch):
     (row,) = benching.bench(place)
     assert not row.passed
     assert row.detail.startswith("no such area; there is: runtime")
+
+
+def test_areas_are_measured_in_their_parts_and_kept_together(place, monkeypatch):
+    commands = []
+
+    def python(*arguments, env=None, **options):
+        if "-c" in arguments:
+            return done("copy vocab")
+        commands.append((arguments, env))
+        area, file = arguments[3], arguments[-1]
+        if area == "vocab":  # it was interrupted
+            file.write_text(
+                json.dumps({"figures": [figure(area, "ms", 1.0)], "failed": {"beside_quack": "interrupted"}})
+            )
+            return done("", status=1)
+        file.write_text(json.dumps({"figures": [figure(area, "ms", 1.0)]}))
+        return done("")
+
+    monkeypatch.setattr(benching, "AREAS", ("copy", "vocab"))
+    monkeypatch.setattr(Place, "python", lambda place, *arguments, **options: python(*arguments, **options))
+    rows = benching.bench(place)
+    assert [(row.name, row.passed) for row in rows] == [
+        ("bench copy", True), ("bench vocab", True), ("  vocab: beside quack", False),
+    ]  # fmt: skip
+    (copy, _), (vocab, environment) = commands
+    assert copy[:5] == ("-m", "pipert", "bench", "copy", "-o")
+    assert vocab[4:6] == ("--part=v_128k", "--part=beside_torch")
+    assert environment["PIPERT_PEERS"].endswith("profiles/peers")
+    assert {area: len(result["figures"]) for area, result in benching.measured(place.out).items()} == {
+        "copy": 1, "vocab": 1,
+    }  # fmt: skip
 
 
 SUMMARY = {
@@ -214,17 +266,28 @@ def results(tmp_path):
     (folder / "gpu.json").write_text(json.dumps(report))
     copies = [figure("D2H, 64 KiB", "GB/s", 10.0, 9.0), figure("D2H, 1 MiB", "GB/s", 50.0, 51.0)]
     copies.append(figure("D2H, best chunk", "GB/s", 50.0, 51.0, met=True))
-    (folder / "bench-copy.json").write_text(json.dumps({"machine": {"commit": None}, "figures": copies}))
+    layers = [figure("S+T, V=128k, p=1", "TFLOP/s", 705.0, 760.0), figure("extra memory, V=128k, p=1", "MiB", 2100.0)]
+    layers += [
+        figure(f"{what} beside {peer}, {case}, p=1", unit, ours, theirs)
+        for case in ("V=128k", "Llama-2-7B")
+        for peer in ("torch", "liger-kernel")
+        for what, unit, ours, theirs in (("S+T", "TFLOP/s", 700.0, 200.0), ("error of dX", "", 2e-3, 0.5))
+    ]
+    areas = {
+        area: {"machine": {"commit": None}, "figures": of_area}
+        for area, of_area in (("copy", copies), ("vocab", layers))
+    }
+    (folder / benching.NAME).write_text(json.dumps(areas))
     (folder / plots.NAME).write_bytes(b"a picture")
     return folder
 
 
 def test_results_are_filed_under_the_gpus_name_with_the_commit(results, tmp_path):
     written = record.record(results, tmp_path / "results")
-    assert [file.name for file in written] == ["gpu_h200.json", "copy_h200.json", "gpu_h200.png"]
+    assert [file.name for file in written] == ["gpu_h200.json", "copy_h200.json", "vocab_h200.json", "gpu_h200.png"]
     assert json.loads(written[0].read_text())["commit"] == "0123456789ab"
     assert json.loads(written[1].read_text())["machine"]["commit"] == "0123456789ab"
-    assert written[2].read_bytes() == b"a picture"
+    assert written[-1].read_bytes() == b"a picture"
 
 
 def change(results, **values):
@@ -279,10 +342,39 @@ def test_figures_by_size():
     assert series == {"GB/s": {"D2H": [(65536, 10.0)], "D2H, peer": [(65536, 9.0)]}}
 
 
+def test_sides_by_quantity_and_case():
+    figures = [figure("S+T beside torch, V=128k, p=1", "TFLOP/s", 700.0, 200.0)]
+    figures += [figure("S+T beside liger-kernel tuned, V=128k, p=1", "TFLOP/s", 710.0, 500.0)]
+    figures += [figure("S+T beside torch, Gemma-2-9B, p=1", "TFLOP/s", 650.0, 150.0)]
+    figures += [figure("error of dX beside torch, V=128k, p=1", "", 2e-3, 2.5e-3)]
+    figures += [figure("S+T, V=128k, p=1", "TFLOP/s", 705.0, 760.0)]
+    assert plots.by_side(figures) == {
+        "S+T, TFLOP/s": {
+            "V=128k, p=1": {"pipert": 700.0, "torch": 200.0, "liger-kernel tuned": 500.0},
+            "Gemma-2-9B, p=1": {"pipert": 650.0, "torch": 150.0},
+        },
+        "error of dX": {"V=128k, p=1": {"pipert": 2e-3, "torch": 2.5e-3}},
+    }
+
+
+def test_the_chosen_parts_are_parts():
+    from pipert.bench import vocab
+    from pipert.cli.bench import AREAS
+
+    assert set(benching.AREAS) <= set(AREAS)
+    assert list(benching.PARTS) == ["vocab"]
+    assert set(benching.PARTS["vocab"]) <= set(vocab.PARTS)
+    assert set(benching.PEERS) == {part for part in vocab.PARTS if part.startswith("beside_")}
+    assert (benching.WHEELS / "requirements.txt").exists()
+
+
 def test_every_panel_can_be_filled(results):
     report = json.loads((results / "gpu.json").read_text())
     panels = plots.panels(results, report)
-    assert list(panels) == ["GPT of 1 B parameters, one process: loss", "copy: GB/s by size", "copy: GB/s"]
+    assert list(panels) == [
+        "GPT of 1 B parameters, one process: loss", "copy: GB/s by size", "copy: GB/s", "vocab: S+T, TFLOP/s",
+        "vocab: error of dX", "vocab: TFLOP/s", "vocab: MiB",
+    ]  # fmt: skip
     for fill in panels.values():
         axes = MagicMock()
         fill(axes)

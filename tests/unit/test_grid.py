@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.style import Style
 
-from pipert import schedules
+from pipert import passes, schedules
 from pipert.cli.colored_grid import colored
 from pipert.ir import Op, Program
 from pipert.ir.grid import grid
@@ -85,6 +85,33 @@ def test_a_terminal_shows_kinds_in_colours() -> None:
     assert len(set.union(*fills.values())) == 6
     numbers = [span for span in text.spans if isinstance(span.style, Style)]
     assert len(numbers) == sum(len(ops) for ops in made.ranks)
+
+
+def test_a_split_vocabulary_shows_s_and_t() -> None:
+    made = passes.vocab_parallel(schedules.build("1f1b", num_ranks=2, num_microbatches=2), 1)
+    lines = str(made).splitlines()
+    assert lines == [
+        "1f1b-vocab-1: 2 ranks, 2 stages, 2 microbatches; 13 steps at F = I = W = S = T = 1, B = 2",
+        "0 F0 F1 S0 T0 .  S1 T1 .  .  B0--- B1---",
+        "1 .  F0 S0 T0 F1 S1 T1 B0--- B1--- .  .",
+    ]
+    spans = [span for span in colored(grid(made), made).spans if isinstance(span.style, Style)]
+    assert len(spans) == 2 * 2 * 4
+
+
+def test_chunks_and_a_split_vocabulary() -> None:
+    made = passes.vocab_parallel(schedules.build("zb-v", num_ranks=2, num_microbatches=1), 2)
+    assert str(made).splitlines()[1:] == [
+        "0 0F0 .   .   3F0 S0  3I0 3W0 T0  0I0 0W0",
+        "1 .   1F0 2F0 .   S0  T0  2I0 1I0 2W0 1W0",
+    ]
+    text = colored(grid(made), made)
+    fills = {
+        str(span.style.bgcolor)
+        for span in text.spans
+        if isinstance(span.style, Style) and "S0" in text.plain[span.start : span.end]
+    }
+    assert len(fills) == 1  # no tone of a chunk
 
 
 def test_collectives_take_no_room() -> None:

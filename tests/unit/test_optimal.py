@@ -10,9 +10,9 @@ import pytest
 
 import pipert
 from pipert import Costs
+from pipert.activation import peak_activation
 from pipert.costs import StageCosts
 from pipert.errors import ConfigError, PlanError
-from pipert.activation import peak_activation
 from pipert.solve.job_shop import JobShop
 from pipert.solve.optimal import optimal
 from pipert.solve.problem import Problem

@@ -8,8 +8,8 @@ from random_plans import random_costs, random_program
 
 import pipert
 from pipert import PlanError
-from pipert.passes import split_backward
 from pipert.activation import peak_activation
+from pipert.passes import split_backward
 from pipert.solve.orders import search_problem, to_order
 
 UNLIMITED = float("inf")

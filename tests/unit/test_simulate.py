@@ -9,8 +9,8 @@ from random_plans import random_costs, random_plans, random_program, with_collec
 
 import pipert
 from pipert import ConfigError, Costs, schedules
-from pipert.ir import Op, Program
 from pipert.activation import peak_activation
+from pipert.ir import Op, Program
 from pipert.sim import StageCosts
 
 

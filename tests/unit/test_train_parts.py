@@ -186,16 +186,16 @@ def test_resume_with_another_cut_continues_exactly(tmp_path, dtype):
     stages = make_stages(SMALL, 4, dtype)
     optimizer = AdamW(parameters_of(stages), lr=1e-2)
     train(stages, optimizer, range(3))
-    checkpoint.save(tmp_path, 3, optimizer, {"dim": 16})
+    checkpoint.save(tmp_path, 3, optimizer, {"dim": 16}, {})
     saved = find(tmp_path)
     assert saved.name == "step-000003"
     assert read_step(saved, {"dim": 16}) == 3
 
     again = make_stages(SMALL, 4, dtype, seed=99)
     resumed = AdamW(parameters_of(again), lr=1e-2)
-    checkpoint.load(saved, resumed)
+    checkpoint.load(saved, resumed, {})
     whole = make_stages(SMALL, 1, dtype, seed=98)
-    checkpoint.load(saved, AdamW(parameters_of(whole), lr=1e-2))
+    checkpoint.load(saved, AdamW(parameters_of(whole), lr=1e-2), {})
     x = torch.randint(256, (2, 8))
     assert torch.equal(run_through(whole, x), run_through(stages, x))
 
@@ -212,8 +212,8 @@ def test_saving_twice_and_bad_checkpoints(tmp_path):
     with pytest.raises(ConfigError, match="no checkpoint there"):
         find(tmp_path)
     for _ in range(2):
-        checkpoint.save(tmp_path, 10, optimizer, {"dim": 16})
-    saved = checkpoint.save(tmp_path, 9, optimizer, {"dim": 16})
+        checkpoint.save(tmp_path, 10, optimizer, {"dim": 16}, {})
+    saved = checkpoint.save(tmp_path, 9, optimizer, {"dim": 16}, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000009", "step-000010"]
     assert find(tmp_path).name == "step-000010"
     with pytest.raises(ConfigError, match="made with dim 16, this run has 32"):
@@ -222,13 +222,13 @@ def test_saving_twice_and_bad_checkpoints(tmp_path):
     with pytest.raises(ConfigError, match="damaged"):
         read_step(saved, {})
     for file in (".metadata", "__0_0.distcp"):
-        damaged = checkpoint.save(tmp_path, 11, optimizer, {})
+        damaged = checkpoint.save(tmp_path, 11, optimizer, {}, {})
         (damaged / file).write_bytes((damaged / file).read_bytes()[:100])
         with pytest.raises(ConfigError, match="step-000011 cannot be read"):
-            checkpoint.load(damaged, optimizer)
+            checkpoint.load(damaged, optimizer, {})
     other = make_stages(ModelConfig(num_layers=4, dim=16, num_heads=2, seq_len=8, tied=False), 1)
     with pytest.raises(ConfigError, match="cannot be read"):
-        checkpoint.load(find(tmp_path), AdamW(parameters_of(other), lr=1e-2))
+        checkpoint.load(find(tmp_path), AdamW(parameters_of(other), lr=1e-2), {})
 
 
 def test_a_save_that_dies_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -236,12 +236,12 @@ def test_a_save_that_dies_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 
     stages = make_stages(SMALL, 1)
     optimizer = AdamW(parameters_of(stages), lr=1e-2)
-    checkpoint.save(tmp_path, 1, optimizer, {})
+    checkpoint.save(tmp_path, 1, optimizer, {}, {})
     monkeypatch.setattr(state_dict_saver, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(PipertError, match="step-000002 cannot be written: disk full"):
-        checkpoint.save(tmp_path, 2, optimizer, {})
+        checkpoint.save(tmp_path, 2, optimizer, {}, {})
     assert find(tmp_path).name == "step-000001"
-    checkpoint.load(find(tmp_path), optimizer)
+    checkpoint.load(find(tmp_path), optimizer, {})
 
 
 def test_digests_tell_bits_types_and_shapes_apart():

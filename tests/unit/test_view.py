@@ -10,6 +10,7 @@ import test_trace
 
 import pipert
 from pipert import ConfigError, Costs, passes, schedules
+from pipert.sim import VocabCosts
 from pipert.trace import Trace
 from pipert.view import write_timeline
 
@@ -58,7 +59,8 @@ def texts(page, trace):
             first, second, other_stage, other_microbatch = next(pairs)
             yield f"({stage}{kinds[first]}{microbatch};{other_stage}{kinds[second]}{other_microbatch})OVERLAP_F_B"
         else:
-            yield f"{stage}{kinds[kind]}{microbatch}"
+            place = "" if page["kinds"][kind]["scope"] == "meeting" else stage
+            yield f"{place}{kinds[kind]}{microbatch}"
 
 
 def dependencies(trace):
@@ -85,12 +87,17 @@ def test_page_holds_both_traces_on_one_axis(tmp_path, predicted, measured):
     assert waited == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", [*schedules.names(), "post-validated"])
+@pytest.mark.parametrize("name", [*schedules.names(), "post-validated", "split vocabulary"])
 def test_page_holds_every_op_of_every_schedule(tmp_path, name):
     known = name in schedules.names()
     program = schedules.build(name if known else "zb-h1", num_ranks=4, num_microbatches=8)
-    plan = pipert.compile(program if known else passes.post_validation(program))
-    costs = Costs.per_rank(F=18.522, I=18.086, W=9.337, p2p=0.601, act=3, act_w=1)
+    if name == "post-validated":
+        program = passes.post_validation(program)
+    elif not known:
+        program = passes.vocab_parallel(program, 2)
+    plan = pipert.compile(program)
+    vocab = VocabCosts(S=4, T=3, vbcast=0.5, act_s=0.5)
+    costs = Costs.per_rank(F=18.522, I=18.086, W=9.337, p2p=0.601, act=3, act_w=1, vocab=vocab)
     report = pipert.simulate(plan, costs)
     write_timeline(tmp_path / "timeline.html", [(name, report.trace)], costs=costs)
     _, page = page_of(tmp_path / "timeline.html")
@@ -105,6 +112,7 @@ def test_page_holds_every_op_of_every_schedule(tmp_path, name):
     assert start == pytest.approx(list(report.trace.start), abs=1e-6)
     assert end == pytest.approx(list(report.trace.end), abs=1e-6)
     assert trace["figures"]["peak_activation"] == list(report.peak_activation)
+    assert trace["heldShard"] == 0.5
     assert [size for size, _, _ in trace["held"]] == [stage.act for stage in costs.for_plan(plan)]
     assert [len(path) for path in trace["tones"]] == [plan.num_stages] * len(plan.paths)
     assert trace["pathOf"] == list(plan.path_of)

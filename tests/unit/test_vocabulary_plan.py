@@ -77,7 +77,7 @@ def test_the_clock_waits_for_all_ranks(algorithm: int, host_cores: float | None)
 @pytest.mark.parametrize("algorithm", [1, 2])
 def test_what_is_held_from_s_to_t_counts(algorithm: int) -> None:
     plan = compiled(algorithm)
-    report = pipert.simulate(plan, pipert.Costs.per_rank())
+    report = pipert.simulate(plan, pipert.Costs.per_rank(vocab=pipert.sim.VocabCosts()))
     trace = report.trace
     zeros = [0.0] * RANKS
     figures = _core.measure(plan.native, trace.start, trace.end, act=zeros, act_w=zeros, act_kept=zeros, act_s=5.0)

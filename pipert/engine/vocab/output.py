@@ -15,8 +15,9 @@ from pipert.engine.loss import Loss
 from pipert.engine.meetings import Meetings
 from pipert.engine.vocab.batches import Batch
 from pipert.errors import ConfigError
-from pipert.kernels import RowStatistics, ScoreState, combine
+from pipert.kernels import RowStatistics, ScoreState
 from pipert.kernels.accumulation import accumulation_dtype
+from pipert.kernels.coefficients import Coefficients
 from pipert.numerics import LossReduction, MicrobatchLoss
 from pipert.ops import OpKind
 from pipert.stages import Grads, SplitVocabulary
@@ -70,6 +71,7 @@ class OutputPasses:
         self._parts: dict[int, RowStatistics] = {}
         self._states: dict[int, ScoreState] = {}
         self._all_shards: dict[int, RowStatistics] = {}
+        self._coefficients: dict[int, Coefficients] = {}
         self._input_grads: dict[int, Tensor] = {}
         self._unrecorded: list[int] = []
         self.handlers: dict[OpKind, Handler] = {
@@ -120,8 +122,9 @@ class OutputPasses:
 
     def clear(self) -> None:
         """Forget everything unfinished."""
-        for unfinished in (self._hidden, self._parts, self._states, self._all_shards, self._input_grads):
-            unfinished.clear()
+        for of_microbatch in (self._hidden, self._parts, self._states, self._all_shards, self._coefficients):
+            of_microbatch.clear()
+        self._input_grads.clear()
         self._unrecorded.clear()
 
     def _broadcast_hidden(self, microbatch: int) -> None:
@@ -157,22 +160,30 @@ class OutputPasses:
     def _add_weight_grad(self, microbatch: int) -> None:
         if self._algorithm == 1:
             self._input_grads[microbatch] = self._input_grad(microbatch)
-        state, weight, bias = self._states.pop(microbatch), self._weight, self._vocabulary.bias
+        weight, bias = self._weight, self._vocabulary.bias
         if weight.requires_grad:
+            statistics, loss_grad_N, late = self._late(microbatch)
+            bias_grad_V = None if bias is None else self._vocabulary.gradient_sum(bias)
+            main_grad_VD = self._vocabulary.gradient_sum(weight)
             self._shard.add_weight_grad(
-                state,
-                self._statistics(microbatch),
-                self._loss_grad(microbatch),
-                self._vocabulary.gradient_sum(weight),
-                None if bias is None else self._vocabulary.gradient_sum(bias),
+                self._states[microbatch], statistics, loss_grad_N, main_grad_VD, bias_grad_V, late=late
             )
+        state = self._states.pop(microbatch)
         self._meter.hold(-_bytes_of(state))
         self._drop_statistics(microbatch)
 
     def _input_grad(self, microbatch: int) -> Tensor:
-        statistics, loss_grad_N = self._statistics(microbatch), self._loss_grad(microbatch)
-        part_ND: Tensor = self._shard.input_grad(self._states[microbatch], statistics, loss_grad_N)
+        statistics, loss_grad_N, late = self._late(microbatch)
+        part_ND: Tensor = self._shard.input_grad(self._states[microbatch], statistics, loss_grad_N, late=late)
         return part_ND
+
+    def _late(self, microbatch: int) -> tuple[RowStatistics, Tensor, Coefficients]:
+        """Return what is known after S, and what both gradients are scaled by."""
+        statistics, loss_grad_N = self._statistics(microbatch), self._loss_grad(microbatch)
+        if microbatch not in self._coefficients:
+            made = self._shard.coefficients(self._states[microbatch], statistics, loss_grad_N)
+            self._coefficients[microbatch] = made
+        return statistics, loss_grad_N, self._coefficients[microbatch]
 
     def _record_loss(self, microbatch: int) -> None:
         """Record what :func:`pipert.numerics.microbatch_loss` returns for a loss function."""
@@ -199,13 +210,16 @@ class OutputPasses:
     def _statistics(self, microbatch: int) -> RowStatistics:
         """Return those of all shards together."""
         if microbatch not in self._all_shards:
-            self._all_shards[microbatch] = combine(self._meetings.result(OpKind.VSTATS, microbatch, self._rank))
+            self._all_shards[microbatch] = self._shard.combine(
+                self._meetings.result(OpKind.VSTATS, microbatch, self._rank)
+            )
         return self._all_shards[microbatch]
 
     def _drop_statistics(self, microbatch: int) -> None:
         """Let go of them after T and VGRAD, whichever is later."""
         if microbatch not in self._states and microbatch not in self._input_grads:
-            del self._all_shards[microbatch]
+            self._all_shards.pop(microbatch, None)
+            self._coefficients.pop(microbatch, None)
 
     def _has_last_stage(self, microbatch: int) -> bool:
         return self._plan.rank_of_stage(self._plan.num_stages - 1, microbatch) == self._rank
