@@ -29,6 +29,7 @@ from pipert.kernels.gpu.device.matmul import persistent_matmul
 from pipert.kernels.gpu.device.rows import add_target_rows, gather_rows, scale_rows
 from pipert.kernels.gpu.device.sample import sample_references
 from pipert.kernels.gpu.device.scatter import add_heads, add_runs, sort_tokens
+from pipert.kernels.gpu.device.tokens import combine_shards, late_coefficients, locate_targets, token_losses
 from pipert.kernels.gpu.tile_configs import TileConfig, product_configs, repair_config, score_configs
 
 #: Shared memory that a program may have, by compute capability.
@@ -41,7 +42,9 @@ _TYPES = {
     "local_N": "*i64", "order_N": "*i64", "sorted_N": "*i64", "flagged_N": "*i32",
     "statistics_4N": "*fp32", "statistics_KN": "*fp32", "partial_KPN": "*fp32", "logits_ptr": "*fp32",
     "product_ND": "*fp32", "main_VD": "*fp32", "heads_HD": "*fp32", "a_N": "*fp32", "b_N": "*fp32", "scale_N": "*fp32",
-    "out_ptr": "*fp32",
+    "out_ptr": "*fp32", "targets_N": "*i64", "kept_N": "*i8", "start": "i32", "ignore": "i32", "p": "i32",
+    "vocab_size": "i32", "label_smoothing": "fp32", "z_loss": "fp32", "smooth_each": "fp32",
+    "parts_p4N": "*fp32", "own_4N": "*fp32", "all_4N": "*fp32", "loss_N": "*fp32", "loss_grad": "*fp32", "q_N": "*fp32",
 }  # fmt: skip
 #: BIAS, CAP, EXTRA, STORE
 _OPTIONS = [
@@ -101,6 +104,12 @@ def variants(capability: int) -> Iterator[Variant]:
     yield Variant(sort_tokens, "", {"BLOCK": 32, "CHUNK": 256}, 4)
     yield Variant(add_runs, "", {"BLOCK_B": 16, "BLOCK_C": 1024, "SCALE": True}, 4)
     yield Variant(add_heads, "", {"BLOCK_B": 16, "BLOCK_H": 32, "BLOCK_C": 128}, 4)
+    yield Variant(locate_targets, "", {"BLOCK": 256}, 4)
+    yield Variant(combine_shards, "", {"WEIGHTED": True, "BLOCK": 256}, 4)
+    yield Variant(token_losses, "", {"SMOOTH": True, "ZLOSS": True, "BLOCK": 256}, 4)
+    for each in (False, True):
+        late = {"EACH": each, "SMOOTH": True, "ZLOSS": True, "CAP": True, "BLOCK": 256}
+        yield Variant(late_coefficients, "each" if each else "", late, 4)
 
 
 def _marks(flags: dict[str, Any]) -> str:
