@@ -29,21 +29,23 @@ from pipert.kernels.gpu.device.matmul import persistent_matmul
 from pipert.kernels.gpu.device.rows import add_target_rows, gather_rows, scale_rows
 from pipert.kernels.gpu.device.sample import sample_references
 from pipert.kernels.gpu.device.scatter import add_heads, add_runs, sort_tokens
+from pipert.kernels.gpu.device.tokens import combine_shards, late_coefficients, locate_targets, token_losses
 from pipert.kernels.gpu.tile_configs import TileConfig, product_configs, repair_config, score_configs
 
 #: Shared memory that a program may have, by compute capability.
 SHARED_LIMIT = {90: 227 * 1024, 80: 163 * 1024}
 _CAPABILITIES = tuple(SHARED_LIMIT)
-#: What is known of an argument by its name: matrices are aligned, and so are the rows that a vocabulary is padded to.
+#: Of all arguments but tiles and bf16 matrices.
 _TYPES = {
     "N": "i32", "V": "i32", "D": "i32", "M": "i32", "K": "i32", "num_real": "i32", "num_parts": "i32",
     "num_cols": "i32", "first_row": "i32", "first_col": "i32", "soft_cap": "fp32", "max_gap": "fp32",
     "local_N": "*i64", "order_N": "*i64", "sorted_N": "*i64", "flagged_N": "*i32",
     "statistics_4N": "*fp32", "statistics_KN": "*fp32", "partial_KPN": "*fp32", "logits_ptr": "*fp32",
     "product_ND": "*fp32", "main_VD": "*fp32", "heads_HD": "*fp32", "a_N": "*fp32", "b_N": "*fp32", "scale_N": "*fp32",
-    "out_ptr": "*fp32",
+    "out_ptr": "*fp32", "targets_N": "*i64", "kept_N": "*i8", "start": "i32", "ignore": "i32", "p": "i32",
+    "vocab_size": "i32", "label_smoothing": "fp32", "z_loss": "fp32", "smooth_each": "fp32",
+    "parts_p4N": "*fp32", "own_4N": "*fp32", "all_4N": "*fp32", "loss_N": "*fp32", "loss_grad": "*fp32", "q_N": "*fp32",
 }  # fmt: skip
-_ALIGNED = {"V", "D", "M", "N", "K", "num_cols"}
 #: BIAS, CAP, EXTRA, STORE
 _OPTIONS = [
     (False, False, 0, True),
@@ -64,6 +66,7 @@ class Variant:
     num_warps: int
     num_stages: int = 3
     types: dict[str, str] = field(default_factory=dict)
+    aligned: tuple[str, ...] = ("D", "V", "num_cols")
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,16 @@ class Resources:
 def variants(capability: int) -> Iterator[Variant]:
     """Yield all that may run on a device of this compute capability."""
     major = capability // 10
-    for tma in (True, False) if major >= 9 else (False,):
+    for loads, stores in ((True, True), (True, False), (False, False)):
         for options in _OPTIONS:
-            for config in score_configs(major, tma=tma, capped=options[1]):
-                yield _fused(config, options, tma=tma, repair=False)
-            yield _fused(repair_config(major), options, tma=tma, repair=True)
-        for config in product_configs(major, tma=tma):
-            for transposed in (False, True):
-                yield _product(config, transposed=transposed, tma=tma)
+            if stores or options[3]:
+                configs = score_configs(major, loads=loads, stores=stores, capped=options[1])
+                yield from (_fused(config, options, major, loads, stores, repair=False) for config in configs)
+        for options in _OPTIONS[:2]:
+            yield _fused(repair_config(major, loads=loads), options, major, loads, stores, repair=True)
+    for loads in (True, False):
+        for config in product_configs(major, loads=loads):
+            yield from (_product(config, major, loads, transposed=transposed) for transposed in (False, True))
     for bias, cap, extra, store in _OPTIONS:
         flags = {"BIAS": bias, "CAP": cap, "EXTRA": extra, "STORE": store}
         yield Variant(exp_pass, _marks(flags), {"BLOCK": 4096, **flags}, 8)
@@ -99,6 +104,12 @@ def variants(capability: int) -> Iterator[Variant]:
     yield Variant(sort_tokens, "", {"BLOCK": 32, "CHUNK": 256}, 4)
     yield Variant(add_runs, "", {"BLOCK_B": 16, "BLOCK_C": 1024, "SCALE": True}, 4)
     yield Variant(add_heads, "", {"BLOCK_B": 16, "BLOCK_H": 32, "BLOCK_C": 128}, 4)
+    yield Variant(locate_targets, "", {"BLOCK": 256}, 4)
+    yield Variant(combine_shards, "", {"WEIGHTED": True, "BLOCK": 256}, 4)
+    yield Variant(token_losses, "", {"SMOOTH": True, "ZLOSS": True, "BLOCK": 256}, 4)
+    for each in (False, True):
+        late = {"EACH": each, "SMOOTH": True, "ZLOSS": True, "CAP": True, "BLOCK": 256}
+        yield Variant(late_coefficients, "each" if each else "", late, 4)
 
 
 def _marks(flags: dict[str, Any]) -> str:
@@ -121,24 +132,31 @@ def _blocks(config: TileConfig, *, tma: bool) -> dict[str, Any]:
     }
 
 
-def _fused(config: TileConfig, options: tuple[bool, bool, int, bool], *, tma: bool, repair: bool) -> Variant:
+def _fused(
+    config: TileConfig, options: tuple[bool, bool, int, bool], major: int, loads: bool, stores: bool, *, repair: bool
+) -> Variant:
     flags = dict(zip(("BIAS", "CAP", "EXTRA", "STORE"), options, strict=True)) | {"REPAIR": repair}
+    tma, tma_out = major >= 9 and loads, major >= 9 and stores
     types = {
         "x": _tile(config.block_m, config.block_k, tma=tma),
         "w": _tile(config.block_n, config.block_k, tma=tma),
-        "out": _tile(config.block_m, config.block_n // 4, tma=tma),
+        "out": _tile(config.block_m, config.block_n // 4, tma=tma_out),
     }
-    label = f"{config} {'TMA' if tma else 'pointers'} {_marks(flags)}"
-    constants = _blocks(config, tma=tma) | flags
-    return Variant(fused_score, label, constants, config.num_warps, config.num_stages, types)
+    # TMA needs rows of 8 elements; the compiler knows only of 16.
+    aligned = ("D",) * loads + ("V",) * (stores and major < 9)
+    label = f"{config} {'TMA' if tma else 'pointers'} {'' if stores else 'odd V '}{_marks(flags)}"
+    constants = _blocks(config, tma=tma) | flags | {"TMA_OUT": tma_out}
+    return Variant(fused_score, label, constants, config.num_warps, config.num_stages, types, aligned)
 
 
-def _product(config: TileConfig, *, transposed: bool, tma: bool) -> Variant:
+def _product(config: TileConfig, major: int, loads: bool, *, transposed: bool) -> Variant:
+    tma = major >= 9 and loads
     a_tile = (config.block_k, config.block_m) if transposed else (config.block_m, config.block_k)
     types = {"a": _tile(*a_tile, tma=tma), "b": _tile(config.block_k, config.block_n, tma=tma)}
+    aligned = ("N", "M" if transposed else "K") if loads else ()
     label = f"{config} {'TMA' if tma else 'pointers'} {'T' if transposed else 'E W'}"
     constants = _blocks(config, tma=tma) | {"TRANS_A": transposed, "ACCUMULATE": transposed}
-    return Variant(persistent_matmul, label, constants, config.num_warps, config.num_stages, types)
+    return Variant(persistent_matmul, label, constants, config.num_warps, config.num_stages, types, aligned)
 
 
 def compile_variant(variant: Variant, capability: int) -> Resources:
@@ -152,7 +170,7 @@ def compile_variant(variant: Variant, capability: int) -> Resources:
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or (name in _ALIGNED and kind == "i32")
+        if kind.startswith("*") or (name in variant.aligned and kind == "i32")
     }
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     source = ASTSource(kernel, signature, variant.constants, aligned)

@@ -36,11 +36,18 @@ def num_programs(device: torch.device, num_sms: int | None, per_sm: int, tiles: 
     return max(1, min(running, tiles))
 
 
+def has_aligned_rows(*matrices: torch.Tensor) -> bool:
+    """Whether tiles of all these can be moved 16 bytes at a time: by TMA on Hopper, for which rows must begin so.
+
+    Before Hopper the compiler must see it, which it does of multiples of 16 elements.
+    """
+    elements = 8 if capability_major(matrices[0].device) >= 9 else 16
+    return all(t.numel() > 0 and t.data_ptr() % 16 == 0 and t.stride(0) % elements == 0 for t in matrices)
+
+
 def can_use_tma(*matrices: torch.Tensor) -> bool:
-    """Whether TMA can move tiles of all these: Hopper or newer, and rows that begin at multiples of 16 bytes."""
-    return capability_major(matrices[0].device) >= 9 and all(
-        t.numel() > 0 and t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 for t in matrices
-    )
+    """Whether TMA can move tiles of all these."""
+    return capability_major(matrices[0].device) >= 9 and has_aligned_rows(*matrices)
 
 
 def tile_source(matrix: torch.Tensor, rows: int, cols: int, *, tma: bool) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import triton
 
-from pipert.kernels.gpu.device_info import INTERPRETED, can_use_tma, device_name
+from pipert.kernels.gpu.device_info import INTERPRETED, can_use_tma, device_name, has_aligned_rows
 from pipert.kernels.gpu.tuning import bucket
 
 
@@ -50,10 +50,24 @@ class ScoreProblem:
         return 3 if self.extra else 2
 
     @property
+    def loads(self) -> bool:
+        """Whether tiles of X and W can be loaded 16 bytes at a time."""
+        return has_aligned_rows(self.x_ND, self.w_VD)
+
+    @property
+    def stores(self) -> bool:
+        """Whether tiles of E' can be stored so, or need not be."""
+        return self.out_NV is None or has_aligned_rows(self.out_NV)
+
+    @property
     def tma(self) -> bool:
-        """Whether TMA can move all tiles."""
-        matrices = (self.x_ND, self.w_VD) if self.out_NV is None else (self.x_ND, self.w_VD, self.out_NV)
-        return can_use_tma(*matrices)
+        """Whether TMA can load the tiles of X and W."""
+        return can_use_tma(self.x_ND, self.w_VD)
+
+    @property
+    def tma_out(self) -> bool:
+        """Whether it can store those of E' too."""
+        return self.tma and self.out_NV is not None and can_use_tma(self.out_NV)
 
     @property
     def cap(self) -> float:

@@ -15,6 +15,7 @@ from pipert.kernels.gpu.device_info import (
     can_use_tma,
     capability_major,
     device_name,
+    has_aligned_rows,
     num_programs,
     tile_source,
 )
@@ -53,7 +54,9 @@ def _persistent(
 ) -> None:
     """Do ``out = a b``, or ``out += aᵀ b``."""
     device, tma = a.device, can_use_tma(a, b)
-    configs = (SMALL_TILES,) if INTERPRETED else product_configs(capability_major(device), tma=tma)
+    configs = product_configs(capability_major(device), loads=has_aligned_rows(a, b))
+    if INTERPRETED:
+        configs = (SMALL_TILES,)
     named = {str(config): config for config in configs}
     kind = "T" if transposed else "product"
     key = f"{device_name(device)} | {kind} {bucket(a.shape[0])} {a.shape[1]} {b.shape[1]}, {num_sms or 'all'} SMs"

@@ -60,18 +60,18 @@ def run_fused(
     flagged_N: torch.Tensor | None = None,
 ) -> None:
     """Do all tiles, or those with a flagged row."""
-    (n, d), v, tma = problem.x_ND.shape, problem.w_VD.shape[0], problem.tma
+    (n, d), v, tma, tma_out = problem.x_ND.shape, problem.w_VD.shape[0], problem.tma, problem.tma_out
     tiles = triton.cdiv(n, config.block_m) * fused_parts(problem, config)
     store = problem.out_NV is not None
     out = problem.x_ND if problem.out_NV is None else problem.out_NV
     fused_score[(num_programs(problem.x_ND.device, num_sms, config.per_sm, tiles),)](
         tile_source(problem.x_ND, config.block_m, config.block_k, tma=tma),
         tile_source(problem.w_VD, config.block_n, config.block_k, tma=tma),
-        tile_source(out, config.block_m, config.block_n // 4, tma=tma),
+        tile_source(out, config.block_m, config.block_n // 4, tma=tma_out),
         problem.local_N, problem.bias_or_any, statistics_4N, problem.local_N if flagged_N is None else flagged_N,
         partial_KPN, n, v, d, problem.num_real, problem.cap,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=_GROUP_M, **problem.flags,
-        STORE=store, REPAIR=flagged_N is not None, FLATTEN=config.flatten, TMA=tma, UPCAST=UPCAST,
+        STORE=store, REPAIR=flagged_N is not None, FLATTEN=config.flatten, TMA=tma, TMA_OUT=tma_out, UPCAST=UPCAST,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def repair_config_of(problem: ScoreProblem) -> TileConfig:
     """Return the tiles that rows are done again in."""
     if INTERPRETED:
         return SMALL_TILES
-    return repair_config(capability_major(problem.x_ND.device))
+    return repair_config(capability_major(problem.x_ND.device), loads=problem.loads)
 
 
 def partial_sums(problem: ScoreProblem, num_parts: int) -> torch.Tensor:

@@ -38,35 +38,40 @@ class TileConfig:
 
 _WIDE = TileConfig(128, 256, 64, num_warps=8, num_stages=4, flatten=True)
 _SHARING = TileConfig(128, 128, 64, num_warps=8, num_stages=3, flatten=True, per_sm=2)
-_POINTERS = TileConfig(128, 128, 64, num_warps=8, num_stages=3)
-_POINTERS_WIDE = TileConfig(128, 256, 64, num_warps=8, num_stages=3)
+_SKIPPING = TileConfig(128, 128, 64, num_warps=8, num_stages=3)
 _AMPERE = TileConfig(128, 128, 32, num_warps=8, num_stages=4)
 _AMPERE_WIDE = TileConfig(128, 256, 32, num_warps=8, num_stages=3)
+_NARROW = TileConfig(128, 64, 32, num_warps=8, num_stages=3)
 INTERPRETED = TileConfig(16, 64, 32, num_warps=1, num_stages=1)
 
 #: Rows of a tile, in every configuration for a device: a row is done again with all others of its tile.
 BLOCK_M = 128
 
 
-def score_configs(major: int, *, tma: bool, capped: bool) -> tuple[TileConfig, ...]:
+def score_configs(major: int, *, loads: bool, stores: bool, capped: bool) -> tuple[TileConfig, ...]:
     """Return what S is tried with on a device of this compute capability, the likeliest first.
 
-    A soft cap takes registers that a wide tile does not leave.
+    Args:
+        major: its first digit.
+        loads: the rows of X and W are aligned; addresses of single elements take more registers than most tiles leave.
+        stores: the rows of E' are, or it is not stored.
+        capped: there is a soft cap, which takes more registers than a wide tile leaves.
     """
+    if not loads:
+        return (_NARROW,)
     if major < 9:
-        return (_AMPERE,) if capped else (_AMPERE, _AMPERE_WIDE)
-    if not tma:
-        return (_POINTERS,) if capped else (_POINTERS_WIDE, _POINTERS)
-    return (_SHARING,) if capped else (_WIDE, _SHARING)
+        wide = (_AMPERE,) if capped else (_AMPERE, _AMPERE_WIDE)
+        return wide if stores else (_NARROW,)
+    return (_WIDE, _SHARING) if stores and not capped else (_SHARING,)
 
 
-def repair_config(major: int) -> TileConfig:
-    """Return what S does rows again with, with TMA or without; a loop that skips tiles cannot be flattened."""
-    return _AMPERE if major < 9 else _POINTERS
+def repair_config(major: int, *, loads: bool) -> TileConfig:
+    """Return what S does rows again with; a loop that skips tiles cannot be flattened."""
+    return _SKIPPING if major >= 9 and loads else _NARROW
 
 
-def product_configs(major: int, *, tma: bool) -> tuple[TileConfig, ...]:
-    """Return what the products of T are tried with."""
-    if major < 9:
-        return (_AMPERE,)
-    return (_WIDE, _SHARING) if tma else (_POINTERS_WIDE,)
+def product_configs(major: int, *, loads: bool) -> tuple[TileConfig, ...]:
+    """Return what the products of T are tried with; ``loads`` as for S."""
+    if not loads:
+        return (_NARROW,)
+    return (_AMPERE,) if major < 9 else (_WIDE, _SHARING)

@@ -50,7 +50,8 @@ def _configs(problem: ScoreProblem) -> tuple[TileConfig, ...]:
     if INTERPRETED:
         return (SMALL_TILES,)
     major = capability_major(problem.x_ND.device)
-    return score_configs(major, tma=problem.tma, capped=problem.soft_cap is not None)
+    capped = problem.soft_cap is not None
+    return score_configs(major, loads=problem.loads, stores=problem.stores, capped=capped)
 
 
 def run_score(

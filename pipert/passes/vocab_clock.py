@@ -10,9 +10,10 @@ whatever it takes: what is made of it cannot wait in a circle.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ from pipert.ops import OpKind
 _ROUNDING = 1e-9
 _AHEAD = 2
 """So many microbatches are looked up in the embedding before stage 0 starts the first of them."""
+_RECV_DEPTH = 2
+"""So many messages of one edge may have arrived and not been used: as many as lowering allows where nothing is said."""
 _MOST_HELD = 2
 """So many microbatches of a rank may be between S and T, or wait for the embedding's gradient."""
 _STARTS_BACKWARD = (OpKind.BACKWARD, OpKind.INPUT_GRAD)
@@ -33,6 +36,9 @@ _AFTER = {OpKind.VBCAST: OpKind.SCORE, OpKind.VSTATS: OpKind.SCORE_W, OpKind.VEM
 """What can start on every rank after a meeting."""
 _BEFORE = {OpKind.EMBED: OpKind.VEMBED, OpKind.SCORE: OpKind.VSTATS, OpKind.SCORE_W: OpKind.VGRAD}
 """The meeting to which all ranks bring what they do (T to VGRAD in Algorithm 1 only)."""
+
+Edge = tuple[int, int]
+"""Source and destination."""
 
 Token = Value | Op
 """What ops wait for: what a stage made of a microbatch, or the end of a meeting."""
@@ -104,6 +110,8 @@ class VocabClock:
         self._is_free = [True] * program.num_ranks
         self._here: list[set[Token]] = [set() for _ in program.ranks]
         self._here_at: list[dict[Token, float]] = [{} for _ in program.ranks]  # of what is on its way, too
+        self._made: defaultdict[Edge, deque[Value]] = defaultdict(deque)  # what has not left its rank
+        self._num_unused: Counter[Edge] = Counter()  # of what has
         self._open: dict[Op, TimedMeeting] = {}  # to which not all have brought their part
         self._lane: deque[TimedMeeting] = deque()  # what takes place, and what waits for it
         self._now = 0.0
@@ -158,16 +166,27 @@ class VocabClock:
             self._look_at.update(range(self._program.num_ranks))
         end = self._now + self._time(rank, op)
         self._at(end, lambda: self._end(rank, timed))
-        for token in makes(op):
-            is_grad, stage, microbatch = token
-            for user in self._users(is_grad, stage, microbatch):
-                self._bring_by(user, token, end + (sum(self._costs.transfer(rank, user)) if user != rank else 0.0))
+        for value in self._makes(op):
+            for user in self._users(value):
+                self._here_at[user][value] = end + (self._delay((rank, user)) if user != rank else 0.0)
 
     def _end(self, rank: int, timed: TimedOp) -> None:
         timed.ended = self._count()
         op = timed.op
         self._is_free[rank] = True
         self._look_at.add(rank)
+        for value in self._makes(op):
+            for user in self._users(value):
+                if user == rank:
+                    self._here[rank].add(value)
+                else:
+                    self._made[rank, user].append(value)
+                    self._transfer((rank, user))
+        for _, stage, microbatch in needs(op, self._program.num_stages):
+            source = self._program.rank_of(stage, microbatch)
+            if source != rank:
+                self._num_unused[source, rank] -= 1
+                self._transfer((source, rank))
         self._num_held[rank] -= op.kind is OpKind.SCORE_W
         if self._rooms:
             gradients = (part for part in op.unpacked if part.kind is OpKind.INPUT_GRAD)
@@ -176,23 +195,33 @@ class VocabClock:
         for meeting in self._meetings_after(op):
             self._bring(meeting, rank, timed)
 
-    def _users(self, is_grad: bool, stage: int, microbatch: int) -> Iterator[int]:
+    def _makes(self, op: Op) -> list[Value]:
+        """List what an op makes, in order."""
+        return [value for part in op.unpacked for value in makes(part)]
+
+    def _users(self, value: Value) -> Iterator[int]:
         """List the ranks that wait for what a stage makes."""
+        is_grad, stage, microbatch = value
         if not is_grad:
             yield self._program.rank_of(stage, microbatch)
         neighbour = stage - 1 if is_grad else stage + 1
         if 0 <= neighbour < self._program.num_stages:
             yield self._program.rank_of(neighbour, microbatch)
 
-    def _bring_by(self, rank: int, token: Token, time: float) -> None:
-        """Let something be on a rank at some time."""
+    def _transfer(self, edge: Edge) -> None:
+        """Let what was made leave its rank, in order, as far as there is room for it where it goes."""
+        while self._made[edge] and self._num_unused[edge] < _RECV_DEPTH:
+            value = self._made[edge].popleft()
+            self._num_unused[edge] += 1
+            self._here_at[edge[1]][value] = self._now + self._delay(edge)
+            self._at(self._now + self._delay(edge), functools.partial(self._arrive, edge[1], value))
 
-        def arrive() -> None:
-            self._here[rank].add(token)
-            self._look_at.add(rank)
+    def _arrive(self, rank: int, value: Value) -> None:
+        self._here[rank].add(value)
+        self._look_at.add(rank)
 
-        self._here_at[rank][token] = time
-        self._at(time, arrive)
+    def _delay(self, edge: Edge) -> float:
+        return sum(self._costs.transfer(*edge))
 
     def _time(self, rank: int, op: Op) -> float:
         return self._costs.op_time(op, rank, self._stages)

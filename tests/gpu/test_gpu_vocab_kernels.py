@@ -16,7 +16,7 @@ from score_cases import Case, check_score, check_statistics, exact, make, relati
 from pipert.kernels import LossOptions, VocabShard, output_shard
 from pipert.kernels.gpu import products, rows
 from pipert.kernels.gpu.backend import GpuBackend
-from pipert.kernels.gpu.device_info import capability_major
+from pipert.kernels.gpu.device_info import can_use_tma, capability_major, has_aligned_rows
 from pipert.kernels.gpu.problem import ScoreProblem
 from pipert.kernels.gpu.score import score_rows
 from pipert.kernels.gpu.tile_configs import product_configs
@@ -82,8 +82,8 @@ def test_every_way_of_the_products(device, shape):
     exp, w, x, main = normal(n, v).bfloat16(), normal(v, d).bfloat16(), normal(n, d).bfloat16(), normal(v, d)
     product = exp.double() @ w.double()
     added = main.double() + exp.double().T @ x.double()
-    tma = v % 8 == 0 and d % 8 == 0 and capability_major(device) >= 9
-    for config in product_configs(capability_major(device), tma=tma):
+    loads, tma = has_aligned_rows(exp, w, x), can_use_tma(exp, w, x)
+    for config in product_configs(capability_major(device), loads=loads):
         for num_sms in (None, 20):
             found = torch.full((n, d), torch.nan, device=device)
             products.run_persistent(exp, w, found, config, num_sms, transposed=False, tma=tma)

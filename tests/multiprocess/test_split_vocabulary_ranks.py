@@ -6,16 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from pipert import launch
 
 SCRIPT = str(Path(__file__).parent / "rank_split_vocabulary.py")
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "zb-v", "v-half"])
-def test_four_ranks_train_as_the_unsplit_model(schedule, capfd):
-    assert launch.run([sys.executable, SCRIPT, "train", schedule], 4) == 0
+def test_four_ranks_train_as_the_unsplit_model(capfd):
+    assert launch.run([sys.executable, SCRIPT, "train", "1f1b", "zb-v", "v-half"], 4) == 0
     assert sorted(capfd.readouterr().out.split("\n")) == ["", *(f"rank {rank} done" for rank in range(4))]
 
 

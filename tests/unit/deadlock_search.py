@@ -1,7 +1,7 @@
 """Judges of programs and plans that try every interleaving, and share no code with the lowering and the verifier."""
 
 from pipert.ir import Op
-from pipert.ops import LaneKind, OpKind
+from pipert.ops import LaneKind, OpKind, Scope
 
 BACKWARD = (OpKind.BACKWARD, OpKind.INPUT_GRAD)
 
@@ -77,6 +77,14 @@ class PlanSearch:
         self.deps = [ops["deps"][a:b] for a, b in zip(ops["dep_offsets"], ops["dep_offsets"][1:], strict=False)]
         self.is_send = [lanes["kind"][lane] == LaneKind.SEND.value for lane in ops["lane"]]
         self.is_recv = [lanes["kind"][lane] == LaneKind.RECV.value for lane in ops["lane"]]
+        # What all ranks do at once: of each such op, all of them.
+        meets = [Op.parse(text).kind.scope is Scope.MEETING for text in ops["text"]]
+        texts = ops["text"]
+        self.together = {
+            op: tuple(other for other in range(self.num_ops) if texts[other] == texts[op])
+            for op in range(self.num_ops)
+            if meets[op]
+        }
         queues = {}
         for op, lane in enumerate(ops["lane"]):
             queues.setdefault(queue_of(lane), []).append(op)
@@ -100,6 +108,9 @@ class PlanSearch:
             if self.is_send[op]:
                 if self.may_run(state, op) and self.may_run(state, op + 1):
                     yield (op, op + 1)
+            elif op in self.together:
+                if op == self.together[op][0] and all(self.may_run(state, other) for other in self.together[op]):
+                    yield self.together[op]
             elif not self.is_recv[op] and self.may_run(state, op):
                 yield (op,)
 
@@ -126,16 +137,22 @@ def plan_can_go_wrong(columns):
     """Whether some interleaving of a plan's lanes runs an op too early: before what it reads is there, before its slot
     is free, before its edge's window has room, or in another order than that of the ops that make the edge's messages.
 
-    For plans without overlapped pairs.
+    For plans without overlapped pairs. Where the vocabulary is split, ``columns["algorithm"]`` says by which one.
     """
     search = PlanSearch(columns, lambda lane: lane)
     ops = [Op.parse(text) for text in columns["ops"]["text"]]
-    row = {(op.kind, op.stage, op.microbatch): i for i, op in enumerate(ops)}
+    ranks = columns["lanes"]["rank"]
+    row = {}
+    for i, op in enumerate(ops):
+        at = ranks[columns["ops"]["lane"][i]] if op.kind.scope is Scope.MEETING else op.stage
+        row[op.kind, at, op.microbatch] = i
+    path = columns["paths"][0]
     grad_row = {(op.stage, op.microbatch): i for i, op in enumerate(ops) if op.kind in BACKWARD}
     lane_of, slot_of = columns["ops"]["lane"], columns["ops"]["slot"]
 
     def reads(i):
         op, at = ops[i], (ops[i].stage, ops[i].microbatch)
+        yield from vocabulary_reads(i)
         if op.kind is OpKind.FORWARD:
             yield from (row[key] for key in [(OpKind.RECV_F, *at)] if key in row)
             if op.stage > 0 and (OpKind.RECV_F, *at) not in row:
@@ -151,6 +168,27 @@ def plan_can_go_wrong(columns):
             yield row[(OpKind.FORWARD, *at)]
         elif op.kind is OpKind.SEND_B:
             yield grad_row[at]
+
+    def vocabulary_reads(i):
+        op, rank = ops[i], ranks[lane_of[i]]
+        wanted = {
+            OpKind.VEMBED: [OpKind.EMBED],
+            OpKind.SCORE: [OpKind.VBCAST],
+            OpKind.VSTATS: [OpKind.SCORE],
+            OpKind.SCORE_W: [OpKind.VSTATS],
+            OpKind.VGRAD: [OpKind.VSTATS, OpKind.SCORE_W] if columns["algorithm"] == 1 else [OpKind.VSTATS],
+            OpKind.EMBED_W: [OpKind.VEMBED_GRAD],
+        }.get(op.kind, [])
+        last = len(path) - 1
+        if op.kind is OpKind.FORWARD and op.stage == 0:
+            wanted = [OpKind.VEMBED]
+        if op.kind in BACKWARD and op.stage == last:
+            wanted = [OpKind.VGRAD]
+        yield from (row[kind, rank, op.microbatch] for kind in wanted if (kind, rank, op.microbatch) in row)
+        if op.kind is OpKind.VBCAST and rank == path[last]:
+            yield row[OpKind.FORWARD, last, op.microbatch]
+        if op.kind is OpKind.VEMBED_GRAD and rank == path[0]:
+            yield grad_row[0, op.microbatch]
 
     def reader(i):
         at = (ops[i].stage, ops[i].microbatch)

@@ -144,5 +144,5 @@ def test_replicas_cost_their_mean():
     plan = pipert.compile(pipert.schedules.build("1f1b", num_ranks=2, num_microbatches=2))
     measured = [{(0, 0): StageCosts(F=1, I=2, W=3), (0, 1): StageCosts(F=4, I=4, W=0, B=8)}]
     measured += [{(1, 1): StageCosts(F=6, I=6, W=0, B=10)}]
-    costs = measured_costs(plan, measured, None)
+    costs = measured_costs(plan, measured, [], None)
     assert costs.stages == (StageCosts(F=1, I=2, W=3), StageCosts(F=5, I=5, W=0, B=9))

@@ -23,11 +23,15 @@ def exp_pass(
     raw_C = tl.load(logits_ptr + tl.program_id(0).to(tl.int64) * num_cols + col_C, mask=inside_C, other=0.0)
     first = first_col + start
     one = tl.zeros((1,), dtype=tl.int32)
-    local_R = one + tl.load(local_N + row).to(tl.int32)
+    local = tl.load(local_N + row).to(tl.int32)
+    local_R = one + local
     reference_R = one.to(tl.float32) + tl.load(statistics_4N + row)
     # Past the end of the chunk there are real columns of the next one.
     end = tl.minimum(num_real, first_col + num_cols)
-    raw_RC, target_R = take_target(raw_C[None, :], first, local_R, end, BLOCK)
+    raw_RC = raw_C[None, :]
+    target_R = tl.zeros((1,), dtype=tl.float32)
+    if ((local >= first) & (local < first + BLOCK)) | (first + BLOCK > end):
+        raw_RC, target_R = take_target(raw_RC, first, local_R, end, BLOCK)
     exp_RC, sum_R, max_R, extra_R = exp_and_sums(
         raw_RC, first, reference_R, bias_ptr, num_real, soft_cap, BLOCK, BIAS, CAP, EXTRA
     )

@@ -24,7 +24,7 @@ def any_flagged(flagged_N, N, BLOCK: tl.constexpr):
 def store_piece(
     raw_RC, first_row, first_col, reference_R, local_R, masked, out, bias_ptr, N, V, num_real, soft_cap,
     ROWS: tl.constexpr, COLS: tl.constexpr,
-    BIAS: tl.constexpr, CAP: tl.constexpr, EXTRA: tl.constexpr, STORE: tl.constexpr, TMA: tl.constexpr,
+    BIAS: tl.constexpr, CAP: tl.constexpr, EXTRA: tl.constexpr, STORE: tl.constexpr, TMA_OUT: tl.constexpr,
 ):  # fmt: skip
     """Take a piece of a tile to E', store it, and return its sums."""
     target_R = tl.zeros((ROWS,), dtype=tl.float32)
@@ -35,7 +35,7 @@ def store_piece(
     )
     if STORE:
         exp_RC = exp_RC.to(tl.bfloat16)
-        if TMA:
+        if TMA_OUT:
             out.store([first_row, first_col], exp_RC)
         else:
             row_R = first_row + tl.arange(0, ROWS)
@@ -49,18 +49,18 @@ def store_piece(
 def store_half(
     raw_RC, first_row, first_col, reference_R, local_R, masked, out, bias_ptr, N, V, num_real, soft_cap,
     ROWS: tl.constexpr, COLS: tl.constexpr,
-    BIAS: tl.constexpr, CAP: tl.constexpr, EXTRA: tl.constexpr, STORE: tl.constexpr, TMA: tl.constexpr,
+    BIAS: tl.constexpr, CAP: tl.constexpr, EXTRA: tl.constexpr, STORE: tl.constexpr, TMA_OUT: tl.constexpr,
 ):  # fmt: skip
     """Do so in two pieces, one after the other, which needs fewer registers and less shared memory."""
     left_RC, right_RC = halves(raw_RC, ROWS, COLS)
     sum_R, max_R, extra_R, target_R = store_piece(
         left_RC, first_row, first_col, reference_R, local_R, masked, out, bias_ptr, N, V, num_real, soft_cap,
-        ROWS, COLS // 2, BIAS, CAP, EXTRA, STORE, TMA,
+        ROWS, COLS // 2, BIAS, CAP, EXTRA, STORE, TMA_OUT,
     )  # fmt: skip
     sum2_R, max2_R, extra2_R, target2_R = store_piece(
         right_RC, first_row, first_col + COLS // 2, reference_R, local_R, masked, out, bias_ptr, N, V, num_real,
         soft_cap,
-        ROWS, COLS // 2, BIAS, CAP, EXTRA, STORE, TMA,
+        ROWS, COLS // 2, BIAS, CAP, EXTRA, STORE, TMA_OUT,
     )  # fmt: skip
     return sum_R + sum2_R, tl.maximum(max_R, max2_R), extra_R + extra2_R, target_R + target2_R
 
@@ -70,7 +70,7 @@ def fused_score(
     x, w, out, local_N, bias_ptr, statistics_KN, flagged_N, partial_KPN, N, V, D, num_real, soft_cap,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     BIAS: tl.constexpr, CAP: tl.constexpr, EXTRA: tl.constexpr, STORE: tl.constexpr, REPAIR: tl.constexpr,
-    FLATTEN: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    FLATTEN: tl.constexpr, TMA: tl.constexpr, TMA_OUT: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Do every tile, or (REPAIR) every tile that has a flagged row.
 
@@ -100,12 +100,12 @@ def fused_score(
             left_RC, right_RC = halves(raw_RC, BLOCK_M, BLOCK_N)
             sum_R, max_R, extra_R, target_R = store_half(
                 left_RC, first_m, first_n, reference_R, local_R, masked, out, bias_ptr, N, V, num_real, soft_cap,
-                BLOCK_M, BLOCK_N // 2, BIAS, CAP, EXTRA, STORE, TMA,
+                BLOCK_M, BLOCK_N // 2, BIAS, CAP, EXTRA, STORE, TMA_OUT,
             )  # fmt: skip
             sum2_R, max2_R, extra2_R, target2_R = store_half(
                 right_RC, first_m, first_n + BLOCK_N // 2, reference_R, local_R, masked, out, bias_ptr, N, V, num_real,
                 soft_cap,
-                BLOCK_M, BLOCK_N // 2, BIAS, CAP, EXTRA, STORE, TMA,
+                BLOCK_M, BLOCK_N // 2, BIAS, CAP, EXTRA, STORE, TMA_OUT,
             )  # fmt: skip
             partial = partial_KPN + tile_n * N + row_R
             tl.store(partial, sum_R + sum2_R, mask=inside_R)
