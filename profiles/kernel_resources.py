@@ -1,19 +1,20 @@
 """What each kernel takes of an SM, by the compiler: registers, spills and shared memory, without a GPU.
 
-    python profiles/kernel_resources.py [sm_90 | sm_80]
+    python profiles/kernel_resources.py [sm_90 | sm_80 | --json]
 
 Every shape of tiles that a kernel may be tried with is compiled ahead of time, with the options that cost the most.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ class Variant:
     num_stages: int = 3
     types: dict[str, str] = field(default_factory=dict)
     aligned: tuple[str, ...] = ("D", "V", "num_cols")
+
+    @property
+    def name(self) -> str:
+        """The kernel's name, and what is special about this way."""
+        return f"{self.kernel.fn.__name__} {self.label}"
 
 
 @dataclass(frozen=True)
@@ -193,15 +199,20 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Print a line for each kernel."""
-    wanted = [int(name.removeprefix("sm_")) for name in sys.argv[1:]] or list(_CAPABILITIES)
+    """Print a line for each kernel, or one JSON object of all."""
+    arguments = sys.argv[1:]
+    if arguments == ["--json"]:
+        every = ((capability, variant) for capability in _CAPABILITIES for variant in variants(capability))
+        took_by_name = {f"sm_{cc} {variant.name}": asdict(compile_variant(variant, cc)) for cc, variant in every}
+        print(json.dumps(took_by_name))
+        return
+    wanted = [int(name.removeprefix("sm_")) for name in arguments] or list(_CAPABILITIES)
     print(f"triton {triton.__version__}")
     for capability in wanted:
         print(f"{'sm_' + str(capability):<82} registers  spilled   shared")
         for variant in variants(capability):
             took = compile_variant(variant, capability)
-            name = f"{variant.kernel.fn.__name__} {variant.label}"
-            print(f"{name:<82} {took.registers:>9} {took.spilled_bytes:>8} {took.shared_bytes:>8}", flush=True)
+            print(f"{variant.name:<82} {took.registers:>9} {took.spilled_bytes:>8} {took.shared_bytes:>8}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from pipert.plan import Plan
-from pipert.reference import reference_step
-from pipert.replicas import replicas
 from pipert.train import checkpoint
 from pipert.train.config import TrainConfig
-from pipert.train.data import Batches
 from pipert.train.digest import Digests, first_difference, gradient_digests, parameter_digests
-from pipert.train.model import DTYPES, build_stage, loss_fn, main_grad_dtype
 from pipert.train.optim import AdamW, learning_rate, stage_parameters
-from pipert.train.plans import tied_parameters
+from pipert.train.reference_model import ReferenceModel
 from pipert.train.resume import find
-from pipert.train.text import load_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,39 +34,16 @@ class Reference:
     """The reference run. It takes the same batches through the same optimizer, and nothing else from the pipeline."""
 
     def __init__(self, config: TrainConfig, plan: Plan, device: torch.device) -> None:
-        dtype = DTYPES[config.dtype]
         self._config = config
-        self._plan = plan
-        self._tied = tied_parameters(config.model, plan.num_stages)
-        self._modules = {
-            (rank, stage): build_stage(
-                config.model, plan.num_stages, stage, seed=config.seed, dtype=dtype, device=device
-            )
-            for rank, stage in replicas(plan, range(plan.num_ranks))
-        }
-        num_sequences = config.batch_size * plan.num_microbatches
-        self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed, device)
-        self._parameters = stage_parameters(self._modules)
+        self._model = ReferenceModel(config, plan, device)
+        self._parameters = stage_parameters(self._model.modules)
         self._optimizer = AdamW(self._parameters, config.lr)
         if config.resume is not None:
             checkpoint.load(find(config.resume), self._optimizer, {}, alone=True)
-        self._main_grad_dtype = main_grad_dtype(dtype)
 
     def step(self, step: int) -> StepBits:
         """Train one step."""
-        inputs, targets = self._batches(step)
-        result = reference_step(
-            self._plan,
-            self._modules,
-            inputs,
-            targets,
-            loss_fn,
-            seed=self._config.seed,
-            step=step,
-            tied=self._tied,
-            clip_norm=self._config.clip,
-            main_grad_dtype=self._main_grad_dtype,
-        )
+        result = self._model.step(step)
         assert result.grad_norm is not None
         bits = StepBits(tuple(result.losses.tolist()), result.grad_norm.item(), gradient_digests(self._parameters))
         self._optimizer.set_lr(learning_rate(self._config, step))

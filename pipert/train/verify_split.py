@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from pipert.kernels import VocabShard
 from pipert.numerics import Copy, gradient_of
 from pipert.plan import Plan
-from pipert.reference import reference_step
-from pipert.replicas import replicas
 from pipert.train.config import TrainConfig
-from pipert.train.data import Batches
-from pipert.train.model import DTYPES, build_stage, loss_fn, main_grad_dtype
-from pipert.train.plans import tied_parameters
+from pipert.train.reference_model import ReferenceModel
 from pipert.train.shards import Shards, joined
-from pipert.train.text import load_text
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2}
 """Per dtype, the largest relative difference of a loss, of the gradient norm, and of a gradient (its norm)."""
@@ -67,41 +62,19 @@ class SplitReference:
 
     def __init__(self, config: TrainConfig, plan: Plan, device: torch.device) -> None:
         self.largest_difference = 0.0
-        self._config, self._plan, self._device = config, plan, device
-        self._tolerance, dtype = TOLERANCE[config.dtype], DTYPES[config.dtype]
-        self._main_grad_dtype = main_grad_dtype(dtype)
-        self._tied = tied_parameters(config.model, plan.num_stages)
-        self._modules = {
-            replica: build_stage(
-                config.model, plan.num_stages, replica[1], seed=config.seed, dtype=dtype, device=device
-            )
-            for replica in replicas(plan, range(plan.num_ranks))
-        }
-        num_sequences = config.batch_size * plan.num_microbatches
-        self._batches = Batches(load_text(config.data), num_sequences, config.model.seq_len, config.seed, device)
+        self._tolerance = TOLERANCE[config.dtype]
+        self._model = ReferenceModel(config, plan, device)
 
     def compare(self, step: int, pipeline: Sequence[StepValues]) -> str | None:
         """Say where the pipeline's step (one entry per process) first differs too much; None if nowhere."""
         self._load(_whole([values.parameters for values in pipeline], pipeline))
-        inputs, targets = self._batches(step)
-        result = reference_step(
-            self._plan,
-            self._modules,
-            inputs,
-            targets,
-            loss_fn,
-            seed=self._config.seed,
-            step=step,
-            tied=self._tied,
-            clip_norm=self._config.clip,
-            main_grad_dtype=self._main_grad_dtype,
-        )
+        result = self._model.step(step)
         gradients = _whole([values.gradients for values in pipeline], pipeline)
         losses = torch.tensor(next(values.losses for values in pipeline if values.losses))
         norm = torch.tensor(pipeline[0].grad_norm)
         assert result.grad_norm is not None
         pairs = [("a loss", losses, result.losses), ("the gradient norm", norm, result.grad_norm)]
-        for module in self._modules.values():
+        for module in self._model.modules.values():
             for name, parameter in module.named_parameters():
                 expected = gradient_of(parameter)
                 assert expected is not None
@@ -113,7 +86,7 @@ class SplitReference:
 
     @torch.no_grad()
     def _load(self, values: Mapping[str, Tensor]) -> None:
-        for module in self._modules.values():
+        for module in self._model.modules.values():
             for name, parameter in module.named_parameters():
                 parameter.copy_(values[name])
 

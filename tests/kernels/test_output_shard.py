@@ -11,7 +11,7 @@ FIELDS = ("loss_N", "lse_N", "dx_ND", "dw_VD", "db_V")
 
 
 @pytest.mark.parametrize("algorithm", [1, 2])
-@pytest.mark.parametrize("num_shards", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_shards", [1, 3, 4])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_option_and_split_is_the_unsplit_layer(options, with_bias, num_shards, algorithm):

@@ -3,27 +3,30 @@
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import pytest
+from background import Background, Command
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The tools of this Python's environment come first, whether or not it is activated.
 PATH = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+CONFIGURE = [
+    "cmake", "-S", "csrc", "-B", "build/native", *(["-GNinja"] if shutil.which("ninja", path=PATH) else []),
+    "-DPIPERT_BUILD_TESTS=ON", "-DPIPERT_CUDA=OFF",
+]  # fmt: skip
+CTEST = ["ctest", "--test-dir", "build/native", "--output-on-failure", "--timeout", "120"]
+BACKGROUND = Background(
+    {
+        "configure": Command(CONFIGURE, {"PATH": PATH}),
+        "build": Command(["cmake", "--build", "build/native", "--parallel", "2"], {"PATH": PATH}),
+        "ctest": Command(CTEST, {"PATH": PATH}),
+    }
+)
 
 
-def run(*command):
-    result = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": PATH}, capture_output=True, text=True)
-    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
-@pytest.mark.timeout(600)
-def test_native_tests():
-    generator = ["-GNinja"] if shutil.which("ninja", path=PATH) else []
-    options = ["-DPIPERT_BUILD_TESTS=ON", "-DPIPERT_CUDA=OFF"]
-    run("cmake", "-S", "csrc", "-B", "build/native", *generator, *options)
-    run("cmake", "--build", "build/native", "--parallel", "2")
-    output = run("ctest", "--test-dir", "build/native", "--output-on-failure", "--timeout", "120")
-    assert "100% tests passed" in output
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("step", ["configure", "build", "ctest"])
+def test_native_tests(step):
+    status, output = BACKGROUND.result(step)
+    assert status == 0, output
+    assert step != "ctest" or "100% tests passed" in output

@@ -176,7 +176,7 @@ def plan_can_go_wrong(columns):
             OpKind.SCORE: [OpKind.VBCAST],
             OpKind.VSTATS: [OpKind.SCORE],
             OpKind.SCORE_W: [OpKind.VSTATS],
-            OpKind.VGRAD: [OpKind.VSTATS, OpKind.SCORE_W] if columns["algorithm"] == 1 else [OpKind.VSTATS],
+            OpKind.VGRAD: [OpKind.VSTATS, OpKind.SCORE_W] if columns.get("algorithm") == 1 else [OpKind.VSTATS],
             OpKind.EMBED_W: [OpKind.VEMBED_GRAD],
         }.get(op.kind, [])
         last = len(path) - 1
