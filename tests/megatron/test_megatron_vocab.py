@@ -35,7 +35,7 @@ def figures(result, name):
     return [float(value) for value in dict.fromkeys(re.findall(rf"iteration \d+.*{name}: (\S+)", result.output))]
 
 
-# `make megatron` runs all of them (PIPERT_MEGATRON_ALL), `make test` the first two.
+# `make megatron` runs all of them (PIPERT_MEGATRON_ALL), `make test` the first.
 CASES = [
     ("1f1b", f"{PP4} {UNTIED} {PADDED} --eval-interval 2"),
     ("zb-v", f"{PP4} {V2} {PADDED}"),
@@ -47,7 +47,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("schedule", "arguments"), CASES if "PIPERT_MEGATRON_ALL" in os.environ else CASES[:2])
+@pytest.mark.parametrize(("schedule", "arguments"), CASES if "PIPERT_MEGATRON_ALL" in os.environ else CASES[:1])
 def test_it_trains_as_the_whole_layer_does(schedule, arguments):
     """From equal parameters gradients differ by rounding; so do losses and norms, over all steps."""
     whole, split = run(*arguments.split()), run_split(schedule, arguments)
