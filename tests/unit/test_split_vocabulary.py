@@ -106,6 +106,31 @@ def test_options_and_weights(algorithm: int) -> None:
     assert largest_difference(model, stages, shards, grad=True) < 1e-12
 
 
+@pytest.mark.parametrize("frozen", ["output", "bias"])
+@pytest.mark.parametrize("algorithm", [1, 2])
+def test_a_frozen_weight_or_bias_gets_no_gradient(algorithm: int, frozen: str) -> None:
+    """The other's, and the stages', are those of a model in which nothing is frozen."""
+    model = Model(VOCAB, DIM, RANKS, tied=False, dtype=torch.float64)
+    found = {}
+    for freeze in (True, False):
+        stages, shards = model.stages(), model.shards(RANKS)
+        for rank, shard in shards.items():
+            bias = nn.Parameter(torch.linspace(-1, 1, shard.shard.size, dtype=torch.float64))
+            shards[rank] = SplitVocabulary(shard.shard, shard.embedding, shard.output, bias=bias)
+            getattr(shards[rank], frozen).requires_grad_(not freeze)
+        with engine_of(model, shards, algorithm, stages=stages) as engine:
+            engine.step(*data(4))
+        found[freeze] = stages, shards
+    trained = "bias" if frozen == "output" else "output"
+    for rank in range(RANKS):
+        one, other = found[True][1][rank], found[False][1][rank]
+        assert getattr(one, frozen).grad is None
+        assert getattr(other, frozen).grad.any()
+        assert torch.equal(getattr(one, trained).grad, getattr(other, trained).grad)
+        assert torch.equal(one.embedding.grad, other.embedding.grad)
+    assert torch.equal(found[True][0][0].linear.weight.grad, found[False][0][0].linear.weight.grad)
+
+
 def test_a_microbatch_without_targets_counts_nothing() -> None:
     model = Model(VOCAB, DIM, RANKS, tied=True, dtype=torch.float64)
     tokens, targets = data(1)

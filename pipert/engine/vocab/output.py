@@ -162,14 +162,13 @@ class OutputPasses:
         if self._algorithm == 1:
             self._input_grads[microbatch] = self._input_grad(microbatch)
         weight, bias = self._weight, self._vocabulary.bias
-        if weight.requires_grad:
-            statistics, loss_grad_N, late = self._late(microbatch)
-            bias_grad_V = None if bias is None else self._vocabulary.gradient_sum(bias)
-            main_grad_VD = self._vocabulary.gradient_sum(weight)
-            self._shard.add_weight_grad(
-                self._states[microbatch], statistics, loss_grad_N, main_grad_VD, bias_grad_V, late=late
-            )
+        statistics, loss_grad_N, late = self._late(microbatch)
         state = self._states.pop(microbatch)
+        if weight.requires_grad:
+            total_VD = self._vocabulary.gradient_sum(weight)
+            self._shard.add_weight_grad(state, statistics, loss_grad_N, total_VD, late=late)
+        if bias is not None and bias.requires_grad:
+            self._shard.add_bias_grad(state, late, self._vocabulary.gradient_sum(bias))
         self._meter.hold(-_bytes_of(state))
         self._drop_statistics(microbatch)
 
